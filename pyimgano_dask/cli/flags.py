@@ -1,0 +1,76 @@
+"""The command line, made from the catalogue of knobs: flags in, explicit values out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.catalog import Knob, knobs
+
+GROUP_TITLES: Mapping[str, str] = {
+    "model": "detector",
+    "training": "normal images",
+    "inputs": "images to inspect",
+    "adaptation": "anomaly maps",
+    "defects": "defects",
+    "output": "output",
+    "dataflow": "dataflow",
+}
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Room for long flags."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+
+def add_knobs(parser: argparse.ArgumentParser, taken: Iterable[str] = ()) -> None:
+    """Add the flag of every knob to `parser`, grouped by block, but those in `taken`.
+
+    Values stay text: the catalogue parses them, so that all faults are reported in the same words.
+    """
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for knob in knobs():
+        if knob.flag is None or knob.flag in taken:
+            continue
+        title = GROUP_TITLES[knob.path[0]]
+        group = groups.setdefault(title, parser.add_argument_group(title))
+        group.add_argument(knob.flag, dest=knob.dest, default=argparse.SUPPRESS, help=_help(knob), **_shape(knob))
+
+
+def explicit_values(arguments: Mapping[str, Any]) -> dict[Knob, Any]:
+    """The knobs given on the command line; raises ConfigError naming every value that cannot be read."""
+    values: dict[Knob, Any] = {}
+    faults = []
+    for knob in knobs():
+        if knob.flag is None or arguments.get(knob.dest) is None:
+            continue
+        raw = arguments[knob.dest]
+        try:
+            values[knob] = raw if knob.is_switch or knob.is_repeatable else knob.parse(raw)
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return values
+
+
+def _shape(knob: Knob) -> dict[str, Any]:
+    if knob.is_switch:
+        return {"action": argparse.BooleanOptionalAction}
+    if knob.is_repeatable:
+        return {"action": "extend", "nargs": "+", "metavar": knob.metavar}
+    if knob.width is not None:
+        return {"nargs": knob.width, "metavar": tuple((knob.metavar or "").split())}
+    placeholder = "{" + ",".join(knob.choices) + "}" if knob.choices else knob.metavar or "N"
+    return {"metavar": placeholder}
+
+
+def _help(knob: Knob) -> str:
+    text = knob.help.replace("%", "%%")
+    if knob.default in (None, (), {}) or knob.is_switch:
+        return text
+    return f"{text} (default: {knob.default})"

@@ -1,0 +1,36 @@
+"""`pyimgano-validate-infer-config`: check an infer config without running it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.infer_config import read_infer_config
+from pyimgano_dask.settings.resolve import resolve
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0 for a valid config, 2 with every fault named otherwise."""
+    parser = argparse.ArgumentParser(
+        prog="pyimgano-validate-infer-config", description="Check an infer_config.json.", allow_abbrev=False
+    )
+    parser.add_argument("infer_config", metavar="FILE", help="The infer config.")
+    parser.add_argument("--infer-category", metavar="NAME", help="Category of a config that holds several.")
+    parser.add_argument("--json", action="store_true", help="Print the config with every default filled in.")
+    arguments = parser.parse_args(argv)
+    try:
+        resolved = resolve({}, read_infer_config(arguments.infer_config, arguments.infer_category))
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            print(f"{parser.prog}: error: {line}", file=sys.stderr)
+        return error.exit_code
+    for warning in resolved.warnings:
+        print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
+    print(resolved.settings.model_dump_json(indent=2) if arguments.json else f"{arguments.infer_config}: valid")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The plan: how a list of inputs becomes chunks. Arithmetic only, nothing is read or written here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Inputs `start`, `start + 1`, … of the list; the unit of work, of retries and of shards."""
+
+    index: int
+    start: int
+    inputs: tuple[str, ...]
+
+    def rows(self) -> Iterator[tuple[int, str]]:
+        """Position in the whole list, and path, of each input."""
+        return enumerate(self.inputs, self.start)
+
+
+def chunked(inputs: Iterable[str], size: int) -> Iterator[Chunk]:
+    """Cut a list into chunks of `size` inputs, lazily; the last one may be shorter.
+
+    >>> [chunk.inputs for chunk in chunked("abc", 2)]
+    [('a', 'b'), ('c',)]
+    """
+    source = iter(inputs)
+    index = 0
+    while taken := tuple(islice(source, size)):
+        yield Chunk(index, index * size, taken)
+        index += 1
+
+
+def n_chunks(n_inputs: int, size: int) -> int:
+    """How many chunks `chunked` makes of `n_inputs` inputs."""
+    return -(-n_inputs // size)

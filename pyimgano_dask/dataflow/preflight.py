@@ -1,0 +1,162 @@
+"""Everything that can be known to be wrong before the first image is read, and before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pyimgano_dask.dataflow.artifacts import is_zarr
+from pyimgano_dask.detectors.base import Detector
+from pyimgano_dask.detectors.checkpoint import decode_detector
+from pyimgano_dask.detectors.registry import find_detector_type
+from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.images.listing import InputList
+from pyimgano_dask.settings.resolve import Resolved
+from pyimgano_dask.settings.run import InferSettings
+from pyimgano_dask.storage.files import check_writable, is_url, open_binary, resolve
+
+PixelThresholdSource = Literal["explicit", "train_dir", "infer_config"]
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A run that is known to make sense: its inputs, its detector (fitted or not yet), where thresholds come from."""
+
+    inputs: InputList
+    n_inputs: int
+    training: InputList | None
+    detector: Detector[Any]
+    pixel_threshold_source: PixelThresholdSource | None
+    base_dir: str
+
+
+def check(resolved: Resolved, base_dir: str) -> Preflight:
+    """Check inputs, detector, thresholds and outputs; raises ConfigError."""
+    settings = resolved.settings
+    inputs = _listed(settings.inputs.input, base_dir, "--input")
+    training = None
+    if settings.training.train_dir is not None:
+        training = _listed((settings.training.train_dir,), base_dir, "--train-dir")
+    detector = _make_detector(settings, base_dir)
+    if not detector.is_fitted and training is None:
+        raise ConfigError(
+            f"{detector.name} must be fitted before it can score: give normal images with --train-dir DIR, "
+            "or a saved state with --checkpoint-path FILE"
+        )
+    source = _pixel_threshold_source(resolved) if settings.defects.enabled else None
+    _check_outputs(settings, base_dir)
+    return Preflight(inputs, inputs.count(), training, detector, source, base_dir)
+
+
+def _listed(specs: tuple[str, ...], base_dir: str, flag: str) -> InputList:
+    if not specs:
+        raise ConfigError(f"{flag} is missing; give an image, a folder, a glob or @list.txt")
+    listed = InputList(specs, base_dir=base_dir)
+    try:
+        listed.check()
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{flag}: {line}" for line in str(error).splitlines())) from None
+    return listed
+
+
+def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
+    model = settings.model
+    if model.name is None:
+        raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
+    detector_type = find_detector_type(model.name)
+    kwargs = dict(model.model_kwargs)
+    for name, value in (
+        ("contamination", model.contamination),
+        ("random_state", model.seed),
+        ("device", model.device),
+        ("pretrained", model.pretrained),
+    ):
+        if value is not None and name in detector_type.arguments_type.model_fields:
+            kwargs[name] = value
+    if model.checkpoint_path is None:
+        return detector_type.create(**kwargs)
+    path = resolve(model.checkpoint_path, base_dir)
+    try:
+        with open_binary(path) as file:
+            data = file.read()
+    except OSError as error:
+        raise ConfigError(f"--checkpoint-path: {model.checkpoint_path!r} cannot be read: {error}") from None
+    detector = decode_detector(data, model.checkpoint_path)
+    if detector.name != model.name:
+        raise ConfigError(
+            f"--checkpoint-path: {model.checkpoint_path!r} holds a {detector.name}, but --model is {model.name}"
+        )
+    arguments = {**detector.arguments.model_dump(), **kwargs}
+    return detector_type.create(**arguments).with_state(detector.state())
+
+
+def _pixel_threshold_source(resolved: Resolved) -> PixelThresholdSource:
+    settings = resolved.settings
+    has_value = settings.defects.pixel_threshold is not None
+    if resolved.is_explicit("defects.pixel_threshold") and has_value:
+        return "explicit"
+    calibrates = settings.defects.pixel_threshold_strategy == "normal_pixel_quantile"
+    if calibrates and settings.training.train_dir is not None:
+        return "train_dir"
+    if has_value:
+        return "infer_config"
+    raise ConfigError(
+        "--defects needs a pixel threshold; there are three ways: --pixel-threshold T, "
+        "normal images with --train-dir DIR (--pixel-threshold-strategy normal_pixel_quantile), "
+        "or an --infer-config whose defects.pixel_threshold is set"
+    )
+
+
+def _check_outputs(settings: InferSettings, base_dir: str) -> None:
+    faults: list[str] = []
+    claimed: dict[tuple[str, str], str] = {}
+    for flag, path, suffix in _output_folders(settings):
+        folder = _real(path, base_dir)
+        other = claimed.setdefault((folder, suffix), flag)
+        if other != flag:
+            faults.append(f"{flag} and {other} are the same folder {path!r}; their files have the same names, take two")
+        faults += [
+            f"{flag}: {path!r} lies inside the --input folder {spec!r}, whose images it would join; take another folder"
+            for spec in settings.inputs.input
+            if suffix == ".png" and _lies_inside(folder, _real(spec, base_dir))
+        ]
+        try:
+            check_writable(folder)
+        except ConfigError as error:
+            faults.append(f"{flag}: {error}")
+    jsonl = settings.output.save_jsonl
+    if jsonl is not None:
+        path = resolve(jsonl, base_dir)
+        if os.path.isdir(path):
+            faults.append(f"--save-jsonl: {jsonl!r} is a folder; give the path of a file")
+        else:
+            try:
+                check_writable(os.path.dirname(path))
+            except ConfigError as error:
+                faults.append(f"--save-jsonl: {error}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _output_folders(settings: InferSettings) -> Iterator[tuple[str, str, str]]:
+    """(flag, path, suffix of its files) of every output folder that is set."""
+    output = settings.output
+    if output.save_maps is not None:
+        yield "--save-maps", output.save_maps, ".zarr" if is_zarr(output.save_maps) else ".npy"
+    if output.save_masks is not None:
+        yield "--save-masks", output.save_masks, f".{settings.defects.mask_format}"
+    if output.save_overlays is not None:
+        yield "--save-overlays", output.save_overlays, ".png"
+    if settings.dataflow.run_dir is not None:
+        yield "--run-dir", settings.dataflow.run_dir, ".jsonl"
+
+
+def _real(path: str, base_dir: str) -> str:
+    resolved = resolve(path, base_dir)
+    return resolved if is_url(resolved) else os.path.realpath(resolved)
+
+
+def _lies_inside(folder: str, input_folder: str) -> bool:
+    return os.path.isdir(input_folder) and os.path.commonpath([folder, input_folder]) == input_folder

@@ -1,0 +1,73 @@
+"""The read stage: paths to images, in groups that bound the memory of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pyimgano_dask.detectors.base import Color, Image
+from pyimgano_dask.errors import InputError
+from pyimgano_dask.images.decoding import decode_image, is_grayscale, max_file_bytes
+from pyimgano_dask.images.reading import read_bytes
+
+# Pixels of decoded images a task holds at once; one image may exceed it on its own.
+GROUP_PIXELS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One decoded input: `image` in the detector's colour, `display` RGB (H, W, 3) where overlays are drawn."""
+
+    index: int
+    path: str
+    image: Image
+    display: Image | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One input that could not be used, and why."""
+
+    index: int
+    path: str
+    error: InputError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How inputs are read: relative paths start at `base_dir`, images come in `color`, larger ones are refused."""
+
+    base_dir: str
+    color: Color
+    max_pixels: int
+    with_display: bool = False
+
+    def read(self, index: int, path: str) -> Loaded:
+        """Read and decode one input; raises InputError of the stage `read`."""
+        data = read_bytes(path, base_dir=self.base_dir, max_bytes=max_file_bytes(self.max_pixels))
+        image = decode_image(data, self.color, max_pixels=self.max_pixels)
+        display = None
+        if self.with_display:
+            if self.color == "rgb":
+                display = image
+            elif not is_grayscale(data):
+                display = decode_image(data, "rgb", max_pixels=self.max_pixels)
+        return Loaded(index, path, image, display)
+
+    def groups(self, rows: Iterable[tuple[int, str]]) -> Iterator[tuple[list[Loaded], list[Failed]]]:
+        """Read inputs one by one, and hand them over whenever their pixels reach `GROUP_PIXELS`."""
+        loaded: list[Loaded] = []
+        failed: list[Failed] = []
+        pixels = 0
+        for index, path in rows:
+            try:
+                loaded.append(self.read(index, path))
+            except InputError as error:
+                failed.append(Failed(index, path, error))
+                continue
+            pixels += loaded[-1].image.shape[0] * loaded[-1].image.shape[1]
+            if pixels >= GROUP_PIXELS:
+                yield loaded, failed
+                loaded, failed, pixels = [], [], 0
+        if loaded or failed:
+            yield loaded, failed

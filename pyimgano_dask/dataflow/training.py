@@ -1,0 +1,224 @@
+"""Fitting a detector and calibrating its thresholds on normal images: reductions over chunks, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyimgano_dask.dataflow.plan import Chunk, chunked
+from pyimgano_dask.dataflow.reading import Failed, Reader
+from pyimgano_dask.dataflow.schedulers import Scheduler
+from pyimgano_dask.defects import roi_slices
+from pyimgano_dask.detectors.base import Detector, State
+from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.images.listing import InputList
+from pyimgano_dask.settings.defects import RoiXyxyNorm
+from pyimgano_dask.thresholds import BucketHistogram, NeedsRefinement, PixelHistogram, refined_quantile
+
+SHOWN_FAULTS = 5
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The normal images: where they are listed and how they are read, `chunk_size` to a task."""
+
+    inputs: InputList
+    reader: Reader
+    chunk_size: int
+
+
+@dataclass(frozen=True)
+class _FitPartial:
+    """Summary of some training images; `state` is None while none could be read."""
+
+    state: State | None
+    faults: tuple[str, ...]
+    n_faults: int
+
+
+def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: TrainingImages) -> Detector[Any]:
+    """A fitted copy of `detector`; images that cannot be read are left out.
+
+    Raises ConfigError when no training image can be used.
+    """
+    chosen = detector.select_training(images.inputs.count())
+    paths = _take(images.inputs, chosen)
+    merged = scheduler.reduce(
+        _accumulate_chunk,
+        partial(_merge_fits, detector_type=type(detector)),
+        chunked(paths, images.chunk_size),
+        (detector, images.reader),
+    )
+    if merged.state is None:
+        raise ConfigError("--train-dir: none of its images can be used:\n" + "\n".join(merged.faults))
+    return detector.finalize(merged.state)
+
+
+def _take(inputs: InputList, chosen: Sequence[int]) -> Iterator[str]:
+    """The inputs at ascending positions, lazily."""
+    wanted = iter(chosen)
+    position = next(wanted, None)
+    for index, path in enumerate(inputs):
+        if index == position:
+            yield path
+            position = next(wanted, None)
+
+
+def _accumulate_chunk(chunk: Chunk, common: tuple[Detector[Any], Reader]) -> _FitPartial:
+    detector, reader = common
+    states: list[State] = []
+    failed: list[Failed] = []
+    for loaded, unread in reader.groups(chunk.rows()):
+        failed += unread
+        if loaded:
+            states.append(detector.accumulate([item.image for item in loaded]))
+    return _FitPartial(type(detector).merge(states) if states else None, *_faults(failed))
+
+
+def _merge_fits(partials: Sequence[_FitPartial], detector_type: type[Detector[Any]]) -> _FitPartial:
+    states = [fit.state for fit in partials if fit.state is not None]
+    return _FitPartial(
+        detector_type.merge(states) if states else None,
+        tuple(fault for fit in partials for fault in fit.faults)[:SHOWN_FAULTS],
+        sum(fit.n_faults for fit in partials),
+    )
+
+
+def _faults(failed: Sequence[Failed]) -> tuple[tuple[str, ...], int]:
+    return tuple(f"{item.path}: {item.error.message}" for item in failed[:SHOWN_FAULTS]), len(failed)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a fitted detector says about the normal images.
+
+    `scores` float64 (n,) in the order of the images, `pixels` the merged histogram of their maps inside the ROI,
+    `roi_pixel_counts` the distinct sizes of it in pixels, `faults` what was wrong with some of the `n_faults`
+    images that were left out.
+    """
+
+    scores: NDArray[np.float64]
+    pixels: PixelHistogram | None
+    roi_pixel_counts: frozenset[int]
+    faults: tuple[str, ...]
+    n_faults: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about the training images."""
+        if not self.n_faults:
+            return ()
+        more = f"\n  … and {self.n_faults - len(self.faults)} more" if self.n_faults > len(self.faults) else ""
+        return (f"{self.n_faults} training images were left out:\n  " + "\n  ".join(self.faults) + more,)
+
+
+@dataclass(frozen=True)
+class _CalibrationTask:
+    """What a calibration task needs: with `quantile` None only scores are taken."""
+
+    detector: Detector[Any]
+    reader: Reader
+    quantile: float | None
+    roi_xyxy_norm: RoiXyxyNorm | None
+    buckets: tuple[int, ...] = ()
+
+
+def calibrate(
+    scheduler: Scheduler,
+    detector: Detector[Any],
+    images: TrainingImages,
+    *,
+    pixel_quantile: float | None,
+    roi_xyxy_norm: RoiXyxyNorm | None,
+) -> Calibration:
+    """Scores of the normal images, and the histogram of their maps' pixels when `pixel_quantile` is given.
+
+    Where the ROI holds no pixel of any map, the whole maps are taken.
+    """
+    task = _CalibrationTask(detector, images.reader, pixel_quantile, roi_xyxy_norm)
+    calibration = scheduler.reduce(
+        _calibrate_chunk, _merge_calibrations, chunked(images.inputs, images.chunk_size), task
+    )
+    roi_is_empty = calibration.roi_pixel_counts == {0}
+    if roi_xyxy_norm is not None and roi_is_empty:
+        whole = calibrate(scheduler, detector, images, pixel_quantile=pixel_quantile, roi_xyxy_norm=None)
+        return replace(whole, roi_pixel_counts=frozenset({0}))
+    return calibration
+
+
+def pixel_quantile(
+    scheduler: Scheduler,
+    calibration: Calibration,
+    detector: Detector[Any],
+    images: TrainingImages,
+    roi_xyxy_norm: RoiXyxyNorm | None,
+) -> float:
+    """The exact pixel quantile; asks the images a second time only where the first pass did not settle it."""
+    assert calibration.pixels is not None
+    answer = calibration.pixels.quantile()
+    if not isinstance(answer, NeedsRefinement):
+        return answer
+    used_roi = None if calibration.roi_pixel_counts == {0} else roi_xyxy_norm
+    task = _CalibrationTask(detector, images.reader, calibration.pixels.q, used_roi, answer.buckets)
+    fine = scheduler.reduce(_refine_chunk, _merge_buckets, chunked(images.inputs, images.chunk_size), task)
+    return refined_quantile(calibration.pixels, fine)
+
+
+def _calibrate_chunk(chunk: Chunk, task: _CalibrationTask) -> Calibration:
+    scores: list[float] = []
+    pixels = None if task.quantile is None else PixelHistogram.empty(task.quantile)
+    counts: set[int] = set()
+    failed: list[Failed] = []
+    for loaded, unread in task.reader.groups(chunk.rows()):
+        failed += unread
+        if not loaded:
+            continue
+        prediction = task.detector.predict([item.image for item in loaded])
+        scores += prediction.scores.tolist()
+        crops = _crops(prediction.maps, task.roi_xyxy_norm)
+        counts.update(crop.size for crop in crops)
+        if pixels is not None:
+            pixels = pixels.merge(PixelHistogram.of(crops, pixels.q))
+    return Calibration(np.array(scores), pixels, frozenset(counts), *_faults(failed))
+
+
+def _crops(maps: Sequence[NDArray[np.float32]], roi_xyxy_norm: RoiXyxyNorm | None) -> Sequence[NDArray[np.float32]]:
+    if roi_xyxy_norm is None:
+        return maps
+    return [anomaly_map[roi_slices(roi_xyxy_norm, anomaly_map.shape)] for anomaly_map in maps]
+
+
+def _merge_calibrations(partials: Sequence[Calibration]) -> Calibration:
+    first, *rest = partials
+    pixels = first.pixels
+    for other in rest:
+        if pixels is not None and other.pixels is not None:
+            pixels = pixels.merge(other.pixels)
+    return Calibration(
+        np.concatenate([part.scores for part in partials]),
+        pixels,
+        frozenset[int]().union(*(part.roi_pixel_counts for part in partials)),
+        tuple(fault for part in partials for fault in part.faults)[:SHOWN_FAULTS],
+        sum(part.n_faults for part in partials),
+    )
+
+
+def _refine_chunk(chunk: Chunk, task: _CalibrationTask) -> BucketHistogram:
+    fine = BucketHistogram.of([], task.buckets)
+    for loaded, _ in task.reader.groups(chunk.rows()):
+        if loaded:
+            maps = task.detector.predict([item.image for item in loaded]).maps
+            fine = fine.merge(BucketHistogram.of(_crops(maps, task.roi_xyxy_norm), task.buckets))
+    return fine
+
+
+def _merge_buckets(partials: Sequence[BucketHistogram]) -> BucketHistogram:
+    first, *rest = partials
+    for other in rest:
+        first = first.merge(other)
+    return first

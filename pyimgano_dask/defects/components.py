@@ -1,0 +1,120 @@
+"""Connected components of a mask and their measurements, each in one pass over the pixels.
+
+Masks are uint8 (H, W) with values 0 and 1. Components are 8-connected. Component `i` of the arrays has
+label `i + 1` in the label image; label 0 is the background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+BAND_PIXELS = 1 << 18
+PIXELS_PER_SEGMENT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """Measured components in label order; every array has one row a component.
+
+    labels: int32 (H, W), which the other arrays need not cover once components are dropped.
+    numbers: int64 (N,), the label of each component in `labels`.
+    boxes_xyxy: int64 (N, 4), inclusive pixel boxes. areas: int64 (N,), pixels.
+    centroids_xy: float64 (N, 2), mean pixel position.
+    score_max, score_mean: float64 (N,), over the component's pixels.
+    """
+
+    labels: np.ndarray
+    numbers: np.ndarray
+    boxes_xyxy: np.ndarray
+    areas: np.ndarray
+    centroids_xy: np.ndarray
+    score_max: np.ndarray
+    score_mean: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    def take(self, rows: np.ndarray) -> Components:
+        """The components at `rows` (indices or a boolean mask); the label image stays whole."""
+        return Components(
+            self.labels,
+            self.numbers[rows],
+            self.boxes_xyxy[rows],
+            self.areas[rows],
+            self.centroids_xy[rows],
+            self.score_max[rows],
+            self.score_mean[rows],
+        )
+
+
+def label_mask(mask: np.ndarray) -> np.ndarray:
+    """Label image of `mask`, int32 (H, W), numbered as in `measure_components`."""
+    _, labels = cv2.connectedComponentsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_GRANA)
+    return labels
+
+
+def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
+    """Label `mask` and measure every component on `scores`, float32 (H, W).
+
+    Labels count up in raster order of the 2x2 blocks of pixels (the first block at the top left corner of
+    the map) in which components begin. This is the order of block-based labelling (Grana, Borghesani,
+    Cucchiara 2010, https://doi.org/10.1109/TIP.2010.2044963), which is asked for by name so that the
+    numbers depend neither on what OpenCV takes by default nor on its number of threads.
+    """
+    count, labels, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(
+        mask, 8, cv2.CV_32S, cv2.CCL_GRANA
+    )
+    left, top, width, height, areas = stats[1:].astype(np.int64).T
+    score_max, score_sum = _score_max_and_sum(mask, labels, scores, count)
+    return Components(
+        labels=labels,
+        numbers=np.arange(1, count),
+        boxes_xyxy=np.stack([left, top, left + width - 1, top + height - 1], axis=1),
+        areas=areas,
+        centroids_xy=centroids[1:],
+        score_max=score_max[1:].astype(np.float64),
+        score_mean=score_sum[1:] / areas,
+    )
+
+
+def keep_labels(mask: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """`mask` without the pixels whose label is not kept; `keep` is bool (number of labels,)."""
+    out = mask.copy()
+    flat_out, flat_labels = out.ravel(), labels.ravel()
+    for pixels in _foreground_bands(mask):
+        flat_out[pixels[~keep[flat_labels[pixels]]]] = 0
+    return out
+
+
+def _score_max_and_sum(
+    mask: np.ndarray, labels: np.ndarray, scores: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest score (float32) and sum of scores (float64) of each label, (count,) each."""
+    largest = np.full(count, -np.inf, np.float32)
+    total = np.zeros(count, np.float64)
+    flat_labels, flat_scores = labels.ravel(), scores.ravel()
+    for pixels in _foreground_bands(mask):
+        owner, value = flat_labels[pixels], flat_scores[pixels]
+        starts = np.flatnonzero(owner[1:] != owner[:-1])
+        if PIXELS_PER_SEGMENT * len(starts) < len(owner):
+            starts = np.concatenate(([0], starts + 1))
+            owner = owner[starts]
+            np.maximum.at(largest, owner, np.maximum.reduceat(value, starts))
+            np.add.at(total, owner, np.add.reduceat(value, starts, dtype=np.float64))
+        else:
+            np.maximum.at(largest, owner, value)
+            np.add.at(total, owner, value.astype(np.float64))
+    return largest, total
+
+
+def _foreground_bands(mask: np.ndarray) -> Iterator[np.ndarray]:
+    """Flat indices of the foreground pixels, a band of the map at a time so that they stay in the cache."""
+    flat = mask.view(np.bool_).ravel()
+    for start in range(0, flat.size, BAND_PIXELS):
+        pixels = np.flatnonzero(flat[start : start + BAND_PIXELS])
+        if pixels.size:
+            yield pixels + start

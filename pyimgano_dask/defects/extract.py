@@ -1,0 +1,181 @@
+"""From an anomaly map to its mask and regions: every step in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from pyimgano_dask.defects.components import Components, keep_labels, measure_components
+from pyimgano_dask.defects.filters import any_filter_on, kept_components
+from pyimgano_dask.defects.image_space import boxes_to_image
+from pyimgano_dask.defects.masking import threshold
+from pyimgano_dask.defects.merging import merge_nearby
+from pyimgano_dask.defects.morphology import fill_holes, open_then_close
+from pyimgano_dask.defects.ordering import order_rows
+from pyimgano_dask.defects.regions import RegionTable, round6
+from pyimgano_dask.defects.roi import roi_slices, zero_border, zero_outside_roi
+from pyimgano_dask.defects.smoothing import smooth
+from pyimgano_dask.defects.solidity import solidities
+from pyimgano_dask.errors import ConfigError, InputError
+from pyimgano_dask.settings.defects import DefectSettings
+
+
+@dataclass(frozen=True)
+class MapStats:
+    """Largest and mean score of the raw map inside the region of interest; 0 and 0 when that is empty."""
+
+    max: float
+    mean: float
+
+    def to_record(self) -> dict[str, float]:
+        return {"max": self.max, "mean": self.mean}
+
+
+@dataclass(frozen=True, eq=False)
+class Defects:
+    """What is found on one map.
+
+    mask: uint8 (H, W), 255 where defective and 0 elsewhere. regions: a sequence of `Region`, in the order
+    of report.
+    """
+
+    mask: np.ndarray
+    regions: RegionTable
+    map_stats_roi: MapStats
+
+    def to_record(self) -> dict[str, Any]:
+        """The regions and map statistics as they stand in a JSONL record."""
+        return {
+            "regions": [region.to_record() for region in self.regions],
+            "map_stats_roi": self.map_stats_roi.to_record(),
+        }
+
+
+def extract_defects(
+    anomaly_map: np.ndarray, settings: DefectSettings | Mapping[str, Any], *, pixel_threshold: float
+) -> Defects:
+    """Find the defects of one anomaly map.
+
+    `anomaly_map` is float32 (H, W), higher is more anomalous; it is left as it is. `settings` may be a
+    mapping with the keys of the `defects` block of an infer config. Pixels of at least `pixel_threshold`
+    are defective; where the threshold comes from is the caller's choice, so `settings.pixel_threshold` is
+    not looked at here.
+
+    Raises InputError (stage `extract`) for a map that is not float32 (H, W), is empty or holds a value that
+    is not finite, ConfigError for unusable settings or threshold.
+    """
+    settings = _checked_settings(settings)
+    level = _checked_threshold(pixel_threshold)
+    _check_map(anomaly_map)
+    raw = np.ascontiguousarray(anomaly_map)
+    roi = roi_slices(settings.roi_xyxy_norm, raw.shape)
+
+    scores = zero_border(zero_outside_roi(raw, roi), settings.border_ignore_px)
+    scores = smooth(scores, settings.map_smoothing)
+    mask = threshold(scores, level, settings.hysteresis)
+    mask = open_then_close(mask, settings.open_ksize, settings.close_ksize)
+    mask, components = _final_mask(mask, scores, roi, settings)
+    table = _region_table(components, settings)
+    if settings.merge_nearby.enabled and settings.merge_nearby.max_gap_px > 0:
+        table = merge_nearby(table, settings.merge_nearby.max_gap_px)
+    rows = order_rows(table, settings.max_regions_sort_by)[: settings.max_regions]
+    return Defects(mask * np.uint8(255), table.take(rows), map_stats(raw[roi]))
+
+
+def scale_to_image(defects: Defects, image_hw: tuple[int, int]) -> Defects:
+    """The same defects with `bbox_xyxy_image` on each region; `image_hw` is the image's height and width."""
+    boxes = boxes_to_image(defects.regions.boxes_xyxy, defects.mask.shape, image_hw)
+    return replace(defects, regions=replace(defects.regions, boxes_xyxy_image=boxes))
+
+
+def map_stats(inside: np.ndarray) -> MapStats:
+    """Largest and mean value of the float32 pixels inside the region of interest (h, w)."""
+    if inside.size == 0:
+        return MapStats(0.0, 0.0)
+    return MapStats(float(inside.max()), float(inside.mean(dtype=np.float64)))
+
+
+def _final_mask(
+    mask: np.ndarray, scores: np.ndarray, roi: tuple[slice, slice], settings: DefectSettings
+) -> tuple[np.ndarray, Components]:
+    """Filter, fill and clip `mask`; label it anew only if filling or clipping changed it."""
+    components = None
+    if any_filter_on(settings):
+        components = measure_components(mask, scores)
+        keep = kept_components(components, settings)
+        if not keep.all():
+            mask = keep_labels(mask, components.labels, np.append(False, keep))
+            components = components.take(keep)
+    filled = fill_holes(mask) if settings.fill_holes else mask
+    clipped = zero_outside_roi(filled, roi)
+    if components is None or not np.array_equal(clipped, mask):
+        components = measure_components(clipped, scores)
+    return clipped, components
+
+
+def _region_table(components: Components, settings: DefectSettings) -> RegionTable:
+    shape = settings.shape_filters
+    return RegionTable(
+        ids=np.arange(1, len(components) + 1),
+        boxes_xyxy=components.boxes_xyxy,
+        areas=components.areas,
+        centroids_xy=components.centroids_xy,
+        score_max=round6(components.score_max),
+        score_mean=round6(components.score_mean),
+        solidity=None if shape.min_solidity is None else round6(solidities(components)),
+        with_shape=shape.any_on,
+        merged_from_ids={},
+    )
+
+
+def _checked_settings(settings: DefectSettings | Mapping[str, Any]) -> DefectSettings:
+    if isinstance(settings, DefectSettings):
+        return settings
+    values = dict(settings)
+    if isinstance(values.get("roi_xyxy_norm"), list):
+        values["roi_xyxy_norm"] = tuple(values["roi_xyxy_norm"])
+    try:
+        return DefectSettings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explained(fault) for fault in error.errors())) from None
+
+
+def _explained(fault: Any) -> str:
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in fault["loc"])
+    return f"defects{path}: {fault['msg']}, got {fault['input']!r}"
+
+
+def _checked_threshold(pixel_threshold: float) -> float:
+    """A Python float, which numpy rounds to float32 when it is compared with the map."""
+    if not math.isfinite(pixel_threshold):
+        raise ConfigError(f"pixel_threshold: must be a finite number, got {pixel_threshold}")
+    return float(pixel_threshold)
+
+
+def _check_map(anomaly_map: np.ndarray) -> None:
+    if anomaly_map.dtype != np.float32:
+        raise InputError(
+            "extract",
+            "MapTypeError",
+            f"the anomaly map is {anomaly_map.dtype}; it must be float32: convert it with astype('float32')",
+        )
+    if anomaly_map.ndim != 2 or anomaly_map.size == 0:
+        raise InputError(
+            "extract",
+            "MapShapeError",
+            f"the anomaly map has shape {anomaly_map.shape}; it must be (height, width), both at least 1",
+        )
+    finite = np.isfinite(anomaly_map)
+    if not finite.all():
+        bad = finite.size - np.count_nonzero(finite)
+        raise InputError(
+            "extract",
+            "NonFiniteMapError",
+            f"{bad} of {finite.size} values of the anomaly map are NaN or infinite; "
+            "all must be finite numbers: check the detector that made the map",
+        )

@@ -1,0 +1,38 @@
+"""From scores to a mask, uint8 (H, W) with values 0 and 1."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyimgano_dask.defects.components import keep_labels, label_mask
+from pyimgano_dask.settings.defects import Hysteresis
+
+
+def threshold(scores: np.ndarray, pixel_threshold: float, hysteresis: Hysteresis) -> np.ndarray:
+    """1 where `scores`, float32 (H, W), reach `pixel_threshold`, or pass the hysteresis where it is on."""
+    if not hysteresis.enabled:
+        return at_least(scores, pixel_threshold)
+    low, high = hysteresis_levels(hysteresis, pixel_threshold)
+    return threshold_hysteresis(scores, low, high)
+
+
+def at_least(scores: np.ndarray, level: float) -> np.ndarray:
+    """1 where a score is at least `level`, which is rounded to float32 first as the scores are."""
+    return (scores >= level).view(np.uint8)
+
+
+def hysteresis_levels(hysteresis: Hysteresis, pixel_threshold: float) -> tuple[float, float]:
+    """(low, high), with `high` from the pixel threshold and `low` half of `high` unless given, in order."""
+    high = pixel_threshold if hysteresis.high is None else hysteresis.high
+    low = high / 2 if hysteresis.low is None else hysteresis.low
+    return min(low, high), max(low, high)
+
+
+def threshold_hysteresis(scores: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The 8-connected components of `scores >= low` that hold a pixel `>= high`."""
+    weak = at_least(scores, low)
+    strong = np.flatnonzero(scores >= high)
+    labels = label_mask(weak)
+    keep = np.zeros(int(labels.max()) + 1, np.bool_)
+    keep[labels.ravel()[strong]] = True
+    return keep_labels(weak, labels, keep)

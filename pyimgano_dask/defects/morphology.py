@@ -1,0 +1,32 @@
+"""Opening, closing and hole filling of masks, uint8 (H, W) with values 0 and 1."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+
+def open_then_close(mask: np.ndarray, open_ksize: int, close_ksize: int) -> np.ndarray:
+    """Open, then close `mask` with squares of these sides in pixels; 0 and 1 do nothing.
+
+    Pixels outside the map count for neither step. An even square has its anchor right of and below its
+    middle.
+    """
+    for operation, ksize in ((cv2.MORPH_OPEN, open_ksize), (cv2.MORPH_CLOSE, close_ksize)):
+        if ksize > 1:
+            mask = cv2.morphologyEx(mask, operation, np.ones((ksize, ksize), np.uint8))
+    return mask
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """`mask` with background that is not 4-connected to the edge of the map turned into foreground."""
+    x, y, width, height = cv2.boundingRect(mask)
+    if min(width, height) < 3:
+        return mask
+    box = slice(y, y + height), slice(x, x + width)
+    walled = cv2.copyMakeBorder(mask[box], 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    outside = 2
+    cv2.floodFill(walled, None, (0, 0), outside, flags=4)
+    out = mask.copy()
+    np.not_equal(walled[1:-1, 1:-1], outside, out=out[box].view(np.bool_))
+    return out

@@ -1,0 +1,126 @@
+"""What a detector is: a batch of images in, scores and anomaly maps out of one pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.knob import Block
+
+Color = Literal["gray", "rgb"]
+State = Mapping[str, NDArray[Any]]
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answer of a detector for a batch of N images.
+
+    `scores` is float64 (N,), higher is more anomalous; `maps` are N float32 arrays (H, W), each of its image's
+    own size.
+    """
+
+    scores: NDArray[np.float64]
+    maps: tuple[NDArray[np.float32], ...]
+
+
+Arguments = TypeVar("Arguments", bound=Block)
+
+
+class Detector(ABC, Generic[Arguments]):
+    """Base of all detectors.
+
+    Images are uint8, (H, W, 3) RGB or (H, W) grey as `color` says; sizes within a batch may differ. An instance
+    is never changed by `predict`, so that threads share it. Fitting is a reduction over batches of images:
+    `accumulate` summarises some, `merge` joins summaries in the order of the images, `finalize` takes the last one.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    tags: ClassVar[tuple[str, ...]]
+    reference: ClassVar[str]
+    arguments_type: ClassVar[type[Block]]
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments: Arguments = arguments
+
+    @classmethod
+    def create(cls, **kwargs: Any) -> Self:
+        """Make an unfitted detector; raises ConfigError naming every faulty argument."""
+        return cls(parse_arguments(cls, kwargs))
+
+    @property
+    @abstractmethod
+    def color(self) -> Color:
+        """The colour this detector reads images in."""
+
+    @property
+    @abstractmethod
+    def contamination(self) -> float | None:
+        """Expected share of anomalies among the training images, None when the detector has no such notion."""
+
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool:
+        """Whether `predict` can be called."""
+
+    @abstractmethod
+    def select_training(self, n_images: int) -> Sequence[int]:
+        """Indices, ascending, of the training images to fit on."""
+
+    @abstractmethod
+    def accumulate(self, images: Sequence[Image]) -> State:
+        """Summarise a batch of training images."""
+
+    @classmethod
+    @abstractmethod
+    def merge(cls, states: Sequence[State]) -> State:
+        """Join summaries that stand in the order of their images. Grouping must not change the result."""
+
+    @abstractmethod
+    def finalize(self, state: State) -> Self:
+        """A fitted copy of this detector."""
+
+    @abstractmethod
+    def predict(self, images: Sequence[Image]) -> Prediction:
+        """Score a batch of images. Raises RuntimeError before fitting."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """The fitted arrays, as `with_state` takes them. Raises RuntimeError before fitting."""
+
+    @abstractmethod
+    def with_state(self, state: State) -> Self:
+        """A fitted copy with these arrays; raises ConfigError when they do not fit the arguments."""
+
+    def fit(self, images: Sequence[Image]) -> Self:
+        """A copy fitted on images held in memory."""
+        chosen = [images[index] for index in self.select_training(len(images))]
+        return self.finalize(self.accumulate(chosen))
+
+
+def parse_arguments(detector_type: type[Detector[Any]], kwargs: Mapping[str, Any]) -> Any:
+    """Validate constructor arguments; raises ConfigError naming every fault at once."""
+    fields = detector_type.arguments_type.model_fields
+    faults = [
+        f"model_kwargs.{name}: unknown argument of {detector_type.name}; it takes {', '.join(fields)}"
+        for name in kwargs
+        if name not in fields
+    ]
+    try:
+        arguments = detector_type.arguments_type.model_validate(dict(kwargs), strict=False)
+    except ValidationError as error:
+        faults += [
+            f"model_kwargs.{'.'.join(str(part) for part in fault['loc'])}: {fault['input']!r}: {fault['msg']}"
+            for fault in error.errors(include_url=False)
+        ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return arguments

@@ -1,0 +1,48 @@
+"""Saving and loading a fitted detector: one .npz of plain arrays and a JSON header, never a pickle."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from pyimgano_dask.detectors.base import Detector
+from pyimgano_dask.detectors.registry import find_detector_type
+from pyimgano_dask.errors import ConfigError
+
+HEADER = "detector.json"
+FORMAT = 1
+
+
+def encode_detector(detector: Detector[Any]) -> bytes:
+    """Bytes of a checkpoint; the same detector gives the same bytes."""
+    header = {
+        "format": FORMAT,
+        "name": detector.name,
+        "arguments": detector.arguments.model_dump(mode="json"),
+    }
+    encoded = np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8)
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {HEADER: encoded, **detector.state()}
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def decode_detector(data: bytes, source: str) -> Detector[Any]:
+    """The fitted detector in a checkpoint's bytes; raises ConfigError naming `source` when they are not one."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            header = json.loads(arrays[HEADER].tobytes())
+            state = {key: arrays[key] for key in arrays.files if key != HEADER}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"checkpoint {source!r} is not a detector state (.npz) of this package: {error}; "
+            "a run with --run-dir leaves one there as detector.npz"
+        ) from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ConfigError(f"checkpoint {source!r} has another format; this version reads format {FORMAT}")
+    detector_type = find_detector_type(str(header.get("name")))
+    return detector_type.create(**header.get("arguments", {})).with_state(state)

@@ -1,0 +1,61 @@
+"""Bytes of one input, from a local path or any fsspec URL."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+
+import fsspec
+
+from pyimgano_dask.errors import InputError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_KINDS = (FileNotFoundError, PermissionError, IsADirectoryError)
+
+
+def is_url(path: str) -> bool:
+    """True for `scheme://...`, which fsspec resolves; every other string is a local path.
+
+    >>> is_url("s3://line-3/shift.png"), is_url("line-3/shift.png")
+    (True, False)
+    """
+    return _URL.match(path) is not None
+
+
+def read_bytes(path: str, *, base_dir: str, max_bytes: int) -> bytes:
+    """The whole content of `path`: a file of at most `max_bytes` bytes.
+
+    A relative local path resolves against `base_dir`. Raises InputError (stage "read") with kind
+    FileNotFoundError, PermissionError, IsADirectoryError, ImageTooLargeError (more than `max_bytes`) or OSError
+    (everything else, also a pipe or a device, an unknown URL scheme, and one without its fsspec package).
+    """
+    try:
+        data = _read_url(path, max_bytes) if is_url(path) else _read_local(path, base_dir, max_bytes)
+    except (OSError, ValueError, ImportError) as error:
+        kind = next((k.__name__ for k in _KINDS if isinstance(error, k)), "OSError")
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError("read", kind, f"{path!r} cannot be read: {reason}") from error
+    if len(data) > max_bytes:
+        raise InputError(
+            "read",
+            "ImageTooLargeError",
+            f"{path!r} holds more than {max_bytes} bytes, the most that an image of the allowed size takes; "
+            f"raise --max-image-pixels if it is a real image",
+        )
+    return data
+
+
+def _read_local(path: str, base_dir: str, max_bytes: int) -> bytes:
+    full = os.path.join(base_dir, path)
+    mode = os.stat(full).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError("it is not a regular file (a pipe, a socket or a device)")
+    with open(full, "rb") as file:
+        return file.read(min(max_bytes, os.fstat(file.fileno()).st_size) + 1)
+
+
+def _read_url(url: str, max_bytes: int) -> bytes:
+    with fsspec.open(url, "rb") as file:
+        data: bytes = file.read(max_bytes + 1)
+    return data

@@ -1,0 +1,60 @@
+"""Knobs of the detector: the `model` block of an infer config, and how the detector is fitted and calibrated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyimgano_dask.settings.knob import Block, knob
+
+
+class ModelSettings(Block):
+    """Which detector, with which arguments."""
+
+    name: str | None = knob(None, "Registered detector name (see --list-models).", flag="--model", metavar="NAME")
+    device: str | None = knob(
+        None, "Device of detectors that can choose one: cpu or cuda.", flag="--device", metavar="DEVICE"
+    )
+    preset: str | None = knob(None, "Recorded by exported configs; the aligned-pixel detectors have no presets.")
+    contamination: float | None = knob(
+        None,
+        "Expected share of anomalies among the training images; the score threshold is the quantile 1 - contamination "
+        "(default: the detector's own).",
+        flag="--contamination",
+        gt=0,
+        le=0.5,
+    )
+    seed: int | None = knob(
+        None, "Seed of detectors that draw at random (default: the detector's own).", flag="--seed", ge=0
+    )
+    pretrained: bool | None = knob(
+        None, "Start from pretrained weights, for detectors that have them.", flag="--pretrained"
+    )
+    model_kwargs: dict[str, Any] = knob(
+        {},
+        "Further detector arguments as a JSON object, e.g. '{\"resize_hw\": [128, 128]}' (see --model-info NAME).",
+        flag="--model-kwargs",
+        metavar="JSON",
+    )
+    checkpoint_path: str | None = knob(
+        None, "Saved state of a fitted detector (.npz).", flag="--checkpoint-path", metavar="FILE"
+    )
+
+
+class TrainingSettings(Block):
+    """Normal images: what a detector is fitted on and thresholds are calibrated on."""
+
+    train_dir: str | None = knob(
+        None,
+        "Normal images (anything --input takes): fit the detector and calibrate its thresholds on them.",
+        flag="--train-dir",
+        metavar="DIR",
+    )
+    calibration_quantile: float | None = knob(
+        None,
+        "Quantile of the training scores that becomes the score threshold (default: 1 - contamination, else 0.995). "
+        "Needs --train-dir.",
+        flag="--calibration-quantile",
+        metavar="Q",
+        gt=0,
+        lt=1,
+    )

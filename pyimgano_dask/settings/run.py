@@ -1,0 +1,189 @@
+"""Knobs of a run: what goes in, what comes out, and how the work is scheduled."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import field_validator, model_validator
+
+from pyimgano_dask.settings.defects import DefectSettings
+from pyimgano_dask.settings.knob import Block, knob
+from pyimgano_dask.settings.model import ModelSettings, TrainingSettings
+
+DEFAULT_BATCH_SIZE = 32
+LOCAL_SCHEDULERS = ("auto", "threads", "sync", "processes", "local-cluster")
+
+
+class InputSettings(Block):
+    """The images to inspect."""
+
+    input: tuple[str, ...] = knob(
+        (),
+        "Image file, folder (scanned recursively), glob, @list.txt (one path a line) or fsspec URL; repeatable.",
+        flag="--input",
+        metavar="PATH",
+    )
+    max_image_pixels: int = knob(
+        2**28,
+        "Refuse images of more pixels (a guard against decompression bombs); they become error records.",
+        flag="--max-image-pixels",
+        metavar="N",
+        ge=1,
+    )
+
+
+class AdaptationSettings(Block):
+    """What happens to anomaly maps between the detector and the defects."""
+
+    save_maps: bool = knob(False, "Put the anomaly map's shape (and path) into each record.", flag="--include-maps")
+    tiling: dict[str, Any] | None = knob(None, "Tiled inference; not available in this version.")
+    postprocess: dict[str, Any] | None = knob(None, "Map normalisation; not available in this version.")
+
+    @field_validator("tiling")
+    @classmethod
+    def _tiling_is_off(cls, tiling: dict[str, Any] | None) -> dict[str, Any] | None:
+        if tiling is not None and tiling.get("tile_size") is not None:
+            raise ValueError(
+                "tiled inference is not available in this version; remove the block or set tile_size to null"
+            )
+        return tiling
+
+    @field_validator("postprocess")
+    @classmethod
+    def _postprocess_is_off(cls, postprocess: dict[str, Any] | None) -> dict[str, Any] | None:
+        if postprocess:
+            raise ValueError("map postprocessing is not available in this version; remove the block or set it to null")
+        return postprocess
+
+
+class PreprocessingSettings(Block):
+    """What happens to images between decoding and the detector."""
+
+    illumination_contrast: dict[str, Any] | None = knob(
+        None, "Illumination and contrast correction; not available in this version."
+    )
+
+    @field_validator("illumination_contrast")
+    @classmethod
+    def _correction_is_off(cls, correction: dict[str, Any] | None) -> dict[str, Any] | None:
+        if correction:
+            raise ValueError(
+                "illumination and contrast correction is not available in this version; "
+                "remove the block or set it to null"
+            )
+        return correction
+
+
+class OutputSettings(Block):
+    """Where results go."""
+
+    save_jsonl: str | None = knob(
+        None, "Write the records to this file (default: standard output).", flag="--save-jsonl", metavar="FILE"
+    )
+    save_maps: str | None = knob(
+        None,
+        "Save anomaly maps as float32 .npy files in this folder, or in one zarr store when its name ends in .zarr. "
+        "Implies --include-maps.",
+        flag="--save-maps",
+        metavar="DIR",
+    )
+    save_masks: str | None = knob(
+        None, "Save defect masks in this folder. Needs --defects.", flag="--save-masks", metavar="DIR"
+    )
+    save_overlays: str | None = knob(
+        None,
+        "Save overlays in this folder: image, heatmap, mask fill and outline.",
+        flag="--save-overlays",
+        metavar="DIR",
+    )
+    include_anomaly_map_values: bool = knob(
+        False,
+        "Put every value of the anomaly map into its record (very large). Needs --include-maps.",
+        flag="--include-anomaly-map-values",
+    )
+
+
+class DataflowSettings(Block):
+    """How the work is cut up and where it runs. Only `batch_size` changes a byte: it is the shard size of zarr stores."""
+
+    scheduler: str = knob(
+        "auto",
+        "auto, threads, sync, processes, local-cluster, the address of a scheduler (tcp://host:port) or a "
+        "scheduler.json file. auto takes threads for short lists and up to 4 cores, else a local cluster.",
+        flag="--scheduler",
+        metavar="SCHEDULER",
+    )
+    workers: int | None = knob(
+        None, "Threads or processes to use (default: one a core).", flag="--workers", metavar="N", ge=1
+    )
+    batch_size: int = knob(
+        0, f"Inputs a task works on; 0 takes {DEFAULT_BATCH_SIZE}.", flag="--batch-size", metavar="N", ge=0
+    )
+    run_dir: str | None = knob(
+        None,
+        "Folder for the shards of this run; on a cluster every worker must reach it "
+        "(default: a temporary folder beside --save-jsonl).",
+        flag="--run-dir",
+        metavar="DIR",
+    )
+    keep_parts: bool = knob(False, "Keep the JSONL shards after they are merged.", flag="--keep-parts")
+    progress: bool | None = knob(
+        None, "Show a progress bar (default: only when standard error is a terminal).", flag="--progress"
+    )
+
+    @property
+    def chunk_size(self) -> int:
+        """Inputs a chunk holds."""
+        return self.batch_size or DEFAULT_BATCH_SIZE
+
+    @field_validator("scheduler")
+    @classmethod
+    def _scheduler_is_known(cls, scheduler: str) -> str:
+        if scheduler in LOCAL_SCHEDULERS or "://" in scheduler or scheduler.endswith(".json"):
+            return scheduler
+        raise ValueError(
+            f"unknown scheduler {scheduler!r}; take one of {', '.join(LOCAL_SCHEDULERS)}, an address such as "
+            "tcp://127.0.0.1:8786, or the path of a scheduler .json file"
+        )
+
+
+class InferSettings(Block):
+    """Everything `pyimgano-infer` can be told. An infer config is this tree, or a part of it, as JSON."""
+
+    schema_version: int = knob(1, "Version of this file format.", ge=1, le=1)
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    inputs: InputSettings = InputSettings()
+    adaptation: AdaptationSettings = AdaptationSettings()
+    preprocessing: PreprocessingSettings = PreprocessingSettings()
+    defects: DefectSettings = DefectSettings()
+    threshold: float | None = knob(None, "Score threshold: label 1 from this score on.")
+    threshold_provenance: dict[str, Any] | None = knob(None, "Where the score threshold came from.")
+    pixel_threshold_provenance: dict[str, Any] | None = knob(None, "Where the pixel threshold came from.")
+    output: OutputSettings = OutputSettings()
+    dataflow: DataflowSettings = DataflowSettings()
+
+    @property
+    def wants_maps(self) -> bool:
+        """Whether records carry `anomaly_map`."""
+        return self.adaptation.save_maps or self.output.save_maps is not None or self.defects.enabled
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether the detector has to give maps at all (overlays need them even where records do not)."""
+        return self.wants_maps or self.output.save_overlays is not None
+
+    @model_validator(mode="after")
+    def _knobs_fit_together(self) -> Self:
+        faults = []
+        if self.output.save_masks is not None and not self.defects.enabled:
+            faults.append("--save-masks needs --defects (masks come from defect extraction)")
+        if self.output.include_anomaly_map_values and not self.wants_maps:
+            faults.append("--include-anomaly-map-values needs --include-maps")
+        if self.training.calibration_quantile is not None and self.training.train_dir is None:
+            faults.append("--calibration-quantile needs --train-dir (a folder of normal images to calibrate on)")
+        if self.defects.image_space and not self.defects.enabled:
+            faults.append("--defects-image-space needs --defects")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self

@@ -1,0 +1,74 @@
+"""Where a threshold came from: the dictionaries that records and configs carry beside the number.
+
+Every value is plain JSON data (no numpy scalars).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Provenance = dict[str, object]
+
+
+def score_threshold_provenance(scores: NDArray[np.floating], q: float, source: str) -> Provenance:
+    """A score threshold that is the quantile `q` of `scores` (N >= 1, finite, in the order of the images)."""
+    exact = scores.astype(np.float64)
+    return {
+        "method": "quantile",
+        "source": source,
+        "quantile": q,
+        "count": exact.size,
+        "score_min": float(exact.min()),
+        "score_mean": float(exact.mean()),
+        "score_max": float(exact.max()),
+    }
+
+
+def calibrated_pixel_provenance(
+    q: float,
+    *,
+    map_count: int,
+    pixel_count: int,
+    roi_xyxy_norm: tuple[float, float, float, float] | None = None,
+    roi_pixel_counts: Collection[int] = (),
+) -> Provenance:
+    """A pixel threshold that is the quantile `q` of `pixel_count` pixels of `map_count` normal maps.
+
+    `roi_xyxy_norm` is the region of interest as given, in fractions of width and height, and
+    `roi_pixel_counts` the numbers of pixels that it holds in the maps (each number once is enough). It counts
+    as used when it holds a pixel in any map; otherwise the pixels are those of the whole maps and the reason
+    is `roi_empty`. `roi_pixel_count` is the number per map, or None when the maps differ.
+
+    >>> calibrated_pixel_provenance(
+    ...     0.999, map_count=2, pixel_count=8, roi_xyxy_norm=(0.75, 0.25, 0.25, 2.0), roi_pixel_counts={4}
+    ... )["roi_xyxy_norm"]
+    [0.25, 0.25, 0.75, 1.0]
+    """
+    per_map = set(roi_pixel_counts)
+    roi_used = roi_xyxy_norm is not None and any(per_map)
+    return {
+        "method": "normal_pixel_quantile",
+        "source": "train_dir",
+        "q": q,
+        "calibration_map_count": map_count,
+        "calibration_pixel_count": pixel_count,
+        "exact": True,
+        "roi_used": roi_used,
+        "roi_xyxy_norm": None if roi_xyxy_norm is None else _clamped_and_ordered(roi_xyxy_norm),
+        "roi_pixel_count": per_map.pop() if roi_xyxy_norm is not None and len(per_map) == 1 else None,
+        "roi_reason": "roi_empty" if roi_xyxy_norm is not None and not roi_used else None,
+    }
+
+
+def fixed_pixel_provenance(value: float, source: Literal["explicit", "infer_config"]) -> Provenance:
+    """A pixel threshold that is a given number: by a flag (`explicit`) or by the config (`infer_config`)."""
+    return {"method": "fixed", "source": source, "value": value}
+
+
+def _clamped_and_ordered(roi_xyxy_norm: tuple[float, float, float, float]) -> list[float]:
+    x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in roi_xyxy_norm)
+    return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]

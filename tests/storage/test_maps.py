@@ -1,0 +1,77 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from numpy.typing import NDArray
+
+from pyimgano_dask.errors import InputError
+from pyimgano_dask.storage.files import write_atomic
+from pyimgano_dask.storage.maps import encode_npy, read_npy
+
+arrays = npst.arrays(
+    st.sampled_from(["<f4", ">f4", "u1", "<f8"]),
+    npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6),
+)
+
+
+@given(array=arrays)
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, array: NDArray[Any]) -> None:
+    path = tmp_path_factory.mktemp("maps") / "a.npy"
+    for given_array in (array, array.T, array[..., ::2] if array.ndim else array):
+        write_atomic(str(path), *encode_npy(given_array))
+        for read in (np.load(path), read_npy(str(path))):
+            assert read.dtype == given_array.dtype
+            np.testing.assert_array_equal(read, given_array)
+
+
+@given(array=arrays)
+def test_same_bytes_as_numpy_for_c_order(array: NDArray[Any]) -> None:
+    expected = io.BytesIO()
+    np.save(expected, np.asarray(array, order="C"))
+    assert b"".join(encode_npy(array)) == expected.getvalue()
+
+
+def test_data_is_not_copied() -> None:
+    array = np.zeros((4, 5), np.float32)
+    _, data = encode_npy(array)
+    array[0, 0] = 1
+    assert bytes(data[:4]) == np.float32(1).tobytes()
+
+
+def test_read_from_a_url() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_atomic("memory://maps/a.npy", *encode_npy(array))
+    np.testing.assert_array_equal(read_npy("memory://maps/a.npy"), array)
+
+
+def test_missing_file_names_its_path(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.npy") as caught:
+        read_npy(str(tmp_path / "none.npy"))
+    assert (caught.value.stage, caught.value.kind) == ("read", "FileNotFoundError")
+
+
+def damaged() -> dict[str, bytes]:
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([{}], dtype=object), allow_pickle=True)
+    whole = b"".join(encode_npy(np.ones((8, 8), np.float32)))
+    return {
+        "empty": b"",
+        "not npy": b"PNG",
+        "header only": whole[:40],
+        "cut": whole[:-1],
+        "pickle": pickled.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["empty", "not npy", "header only", "cut", "pickle"])
+@pytest.mark.parametrize("folder", ["local", "memory://maps"])
+def test_damaged_files_are_read_errors(tmp_path: Path, kind: str, folder: str) -> None:
+    path = f"{tmp_path}/a.npy" if folder == "local" else f"{folder}/damaged.npy"
+    write_atomic(path, damaged()[kind])
+    with pytest.raises(InputError, match="is not a whole"):
+        read_npy(path)
