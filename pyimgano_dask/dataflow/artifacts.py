@@ -6,7 +6,6 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,8 +56,9 @@ class ArtifactWriter:
                 encoded = encode_mask(mask, self._mask_format)
                 entry["mask"] = {"path": self._put(output.save_masks, item, f".{self._mask_format}", encoded)}
         if output.save_overlays is not None:
-            display = item.display if item.display is not None else _gray_to_rgb(item.image)
-            self._put(output.save_overlays, item, ".png", encode_png(render_overlay(display, anomaly_map, mask)))
+            assert item.display is not None
+            overlay = render_overlay(item.display, anomaly_map, mask)
+            self._put(output.save_overlays, item, ".png", encode_png(overlay))
         return entry
 
     def finish(self) -> dict[int, Entry]:
@@ -96,7 +96,3 @@ class ArtifactWriter:
         path = posixpath.join(folder, artifact_name(item.index, item.path, suffix))
         write_atomic(resolve(path, self._base_dir), *parts)
         return path
-
-
-def _gray_to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), dtype=np.uint8)

@@ -15,7 +15,8 @@ from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings
-from pyimgano_dask.storage.files import check_writable, is_url, open_binary, resolve
+from pyimgano_dask.storage.files import check_writable, open_binary, resolve
+from pyimgano_dask.urls import is_url
 
 PixelThresholdSource = Literal["explicit", "train_dir", "infer_config"]
 

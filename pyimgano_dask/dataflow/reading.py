@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pyimgano_dask.detectors.base import Color, Image
 from pyimgano_dask.errors import InputError
-from pyimgano_dask.images.decoding import decode_image, is_grayscale, max_file_bytes
+from pyimgano_dask.images.decoding import decode_gray_and_rgb, decode_image, max_file_bytes
 from pyimgano_dask.images.reading import read_bytes
 
 # Pixels of decoded images a task holds at once; one image may exceed it on its own.
@@ -45,14 +45,11 @@ class Reader:
     def read(self, index: int, path: str) -> Loaded:
         """Read and decode one input; raises InputError of the stage `read`."""
         data = read_bytes(path, base_dir=self.base_dir, max_bytes=max_file_bytes(self.max_pixels))
+        if self.with_display and self.color == "gray":
+            image, display = decode_gray_and_rgb(data, max_pixels=self.max_pixels)
+            return Loaded(index, path, image, display)
         image = decode_image(data, self.color, max_pixels=self.max_pixels)
-        display = None
-        if self.with_display:
-            if self.color == "rgb":
-                display = image
-            elif not is_grayscale(data):
-                display = decode_image(data, "rgb", max_pixels=self.max_pixels)
-        return Loaded(index, path, image, display)
+        return Loaded(index, path, image, image if self.with_display else None)
 
     def groups(self, rows: Iterable[tuple[int, str]]) -> Iterator[tuple[list[Loaded], list[Failed]]]:
         """Read inputs one by one, and hand them over whenever their pixels reach `GROUP_PIXELS`."""

@@ -89,6 +89,7 @@ class RunSummary:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     errors: list[tuple[str, str]] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
+    unsaved_records: BinaryIO | None = None
 
     @property
     def exit_code(self) -> int:
@@ -96,10 +97,13 @@ class RunSummary:
         return 3 if self.n_errors else 0
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records, read one by one from `save_jsonl`."""
-        if self.settings.output.save_jsonl is None:
-            raise ValueError("the records went elsewhere; give save_jsonl to read them back")
-        return iter_records(self.settings.output.save_jsonl)
+        """The records, read one by one from `save_jsonl` or from the temporary file that stands for it."""
+        if self.settings.output.save_jsonl is not None:
+            return iter_records(self.settings.output.save_jsonl)
+        if self.unsaved_records is None:
+            raise ValueError("the records went to standard output; give save_jsonl to read them back")
+        self.unsaved_records.seek(0)
+        return map(json.loads, self.unsaved_records)
 
     def _add(self, receipt: Receipt) -> None:
         self.n_inputs += receipt.n_inputs

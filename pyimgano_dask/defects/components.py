@@ -25,6 +25,7 @@ class Components:
     boxes_xyxy: int64 (N, 4), inclusive pixel boxes. areas: int64 (N,), pixels.
     centroids_xy: float64 (N, 2), mean pixel position.
     score_max, score_mean: float64 (N,), over the component's pixels.
+    solidity: float64 (N,), once it is worked out.
     """
 
     labels: np.ndarray
@@ -34,27 +35,33 @@ class Components:
     centroids_xy: np.ndarray
     score_max: np.ndarray
     score_mean: np.ndarray
+    solidity: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.areas)
 
     def take(self, rows: np.ndarray) -> Components:
-        """The components at `rows` (indices or a boolean mask); the label image stays whole."""
+        """The components at these rows, indices (M,); the label image stays whole."""
         return Components(
             self.labels,
             self.numbers[rows],
-            self.boxes_xyxy[rows],
+            self.boxes_xyxy.take(rows, axis=0),
             self.areas[rows],
-            self.centroids_xy[rows],
+            self.centroids_xy.take(rows, axis=0),
             self.score_max[rows],
             self.score_mean[rows],
+            None if self.solidity is None else self.solidity[rows],
         )
 
 
-def label_mask(mask: np.ndarray) -> np.ndarray:
-    """Label image of `mask`, int32 (H, W), numbered as in `measure_components`."""
-    _, labels = cv2.connectedComponentsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_GRANA)
-    return labels
+def components_touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """The components of `mask` that hold a pixel of `seeds`; both are masks, and seeds lie inside the mask."""
+    count, labels = cv2.connectedComponentsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_GRANA)
+    keep = np.zeros(count, np.bool_)
+    flat_labels = labels.ravel()
+    for band, pixels in _foreground_bands(seeds):
+        keep[flat_labels[band][pixels]] = True
+    return keep_labels(mask, labels, keep)
 
 
 def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
@@ -65,15 +72,15 @@ def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
     Cucchiara 2010, https://doi.org/10.1109/TIP.2010.2044963), which is asked for by name so that the
     numbers depend neither on what OpenCV takes by default nor on its number of threads.
     """
-    count, labels, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(
-        mask, 8, cv2.CV_32S, cv2.CCL_GRANA
-    )
-    left, top, width, height, areas = stats[1:].astype(np.int64).T
+    count, labels, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_GRANA)
+    areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
+    boxes = stats[1:, : cv2.CC_STAT_AREA].astype(np.int64)
+    boxes[:, 2:] += boxes[:, :2] - 1
     score_max, score_sum = _score_max_and_sum(mask, labels, scores, count)
     return Components(
         labels=labels,
         numbers=np.arange(1, count),
-        boxes_xyxy=np.stack([left, top, left + width - 1, top + height - 1], axis=1),
+        boxes_xyxy=boxes,
         areas=areas,
         centroids_xy=centroids[1:],
         score_max=score_max[1:].astype(np.float64),
@@ -82,11 +89,14 @@ def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
 
 
 def keep_labels(mask: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """`mask` without the pixels whose label is not kept; `keep` is bool (number of labels,)."""
+    """`mask` without the components that are not kept; `keep` is bool, one value a label with the background's."""
+    if keep[1:].all():
+        return mask
     out = mask.copy()
     flat_out, flat_labels = out.ravel(), labels.ravel()
-    for pixels in _foreground_bands(mask):
-        flat_out[pixels[~keep[flat_labels[pixels]]]] = 0
+    for band, pixels in _foreground_bands(mask):
+        dropped = ~keep[flat_labels[band][pixels]]
+        flat_out[band][pixels[dropped]] = 0
     return out
 
 
@@ -97,8 +107,8 @@ def _score_max_and_sum(
     largest = np.full(count, -np.inf, np.float32)
     total = np.zeros(count, np.float64)
     flat_labels, flat_scores = labels.ravel(), scores.ravel()
-    for pixels in _foreground_bands(mask):
-        owner, value = flat_labels[pixels], flat_scores[pixels]
+    for band, pixels in _foreground_bands(mask):
+        owner, value = flat_labels[band][pixels], flat_scores[band][pixels]
         starts = np.flatnonzero(owner[1:] != owner[:-1])
         if PIXELS_PER_SEGMENT * len(starts) < len(owner):
             starts = np.concatenate(([0], starts + 1))
@@ -111,10 +121,11 @@ def _score_max_and_sum(
     return largest, total
 
 
-def _foreground_bands(mask: np.ndarray) -> Iterator[np.ndarray]:
-    """Flat indices of the foreground pixels, a band of the map at a time so that they stay in the cache."""
+def _foreground_bands(mask: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Bands of the flat mask, short enough to stay in the cache, with the foreground pixels inside each."""
     flat = mask.view(np.bool_).ravel()
     for start in range(0, flat.size, BAND_PIXELS):
-        pixels = np.flatnonzero(flat[start : start + BAND_PIXELS])
+        band = slice(start, start + BAND_PIXELS)
+        pixels = np.flatnonzero(flat[band])
         if pixels.size:
-            yield pixels + start
+            yield band, pixels

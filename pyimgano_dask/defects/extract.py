@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from pyimgano_dask.defects.components import Components, keep_labels, measure_components
-from pyimgano_dask.defects.filters import any_filter_on, kept_components
+from pyimgano_dask.defects.filters import any_filter_on, passing
 from pyimgano_dask.defects.image_space import boxes_to_image
 from pyimgano_dask.defects.masking import threshold
 from pyimgano_dask.defects.merging import merge_nearby
@@ -106,11 +107,11 @@ def _final_mask(
     """Filter, fill and clip `mask`; label it anew only if filling or clipping changed it."""
     components = None
     if any_filter_on(settings):
-        components = measure_components(mask, scores)
-        keep = kept_components(components, settings)
-        if not keep.all():
-            mask = keep_labels(mask, components.labels, np.append(False, keep))
-            components = components.take(keep)
+        every = measure_components(mask, scores)
+        components = passing(every, settings)
+        keep = np.zeros(len(every) + 1, np.bool_)
+        keep[components.numbers] = True
+        mask = keep_labels(mask, every.labels, keep)
     filled = fill_holes(mask) if settings.fill_holes else mask
     clipped = zero_outside_roi(filled, roi)
     if components is None or not np.array_equal(clipped, mask):
@@ -120,6 +121,9 @@ def _final_mask(
 
 def _region_table(components: Components, settings: DefectSettings) -> RegionTable:
     shape = settings.shape_filters
+    solidity = None
+    if shape.min_solidity is not None:
+        solidity = solidities(components) if components.solidity is None else components.solidity
     return RegionTable(
         ids=np.arange(1, len(components) + 1),
         boxes_xyxy=components.boxes_xyxy,
@@ -127,7 +131,7 @@ def _region_table(components: Components, settings: DefectSettings) -> RegionTab
         centroids_xy=components.centroids_xy,
         score_max=round6(components.score_max),
         score_mean=round6(components.score_mean),
-        solidity=None if shape.min_solidity is None else round6(solidities(components)),
+        solidity=None if solidity is None else round6(solidity),
         with_shape=shape.any_on,
         merged_from_ids={},
     )
@@ -145,8 +149,10 @@ def _checked_settings(settings: DefectSettings | Mapping[str, Any]) -> DefectSet
         raise ConfigError("\n".join(_explained(fault) for fault in error.errors())) from None
 
 
-def _explained(fault: Any) -> str:
+def _explained(fault: ErrorDetails) -> str:
     path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in fault["loc"])
+    if fault["type"] == "value_error":
+        return f"defects{path}: {fault['ctx']['error']}"
     return f"defects{path}: {fault['msg']}, got {fault['input']!r}"
 
 

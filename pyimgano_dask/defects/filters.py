@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pyimgano_dask.defects.components import Components
@@ -20,8 +22,8 @@ def any_filter_on(settings: DefectSettings) -> bool:
     )
 
 
-def kept_components(components: Components, settings: DefectSettings) -> np.ndarray:
-    """Which components pass every filter, bool (N,).
+def passing(components: Components, settings: DefectSettings) -> Components:
+    """The components that pass every filter, with their solidity when that is filtered by.
 
     Values are compared before they are rounded. Solidity is worked out only where everything else passes.
     """
@@ -36,6 +38,8 @@ def kept_components(components: Components, settings: DefectSettings) -> np.ndar
         keep &= fill_ratios >= shape.min_fill_ratio
     if shape.max_aspect_ratio is not None:
         keep &= aspect_ratios <= shape.max_aspect_ratio
-    if shape.min_solidity is not None:
-        keep[keep] = solidities(components.take(keep)) >= shape.min_solidity
-    return keep
+    kept = components.take(np.flatnonzero(keep))
+    if shape.min_solidity is None:
+        return kept
+    solidity = solidities(kept)
+    return replace(kept, solidity=solidity).take(np.flatnonzero(solidity >= shape.min_solidity))

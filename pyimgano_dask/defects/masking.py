@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyimgano_dask.defects.components import keep_labels, label_mask
+from pyimgano_dask.defects.components import components_touching
 from pyimgano_dask.settings.defects import Hysteresis
 
 
@@ -13,7 +13,7 @@ def threshold(scores: np.ndarray, pixel_threshold: float, hysteresis: Hysteresis
     if not hysteresis.enabled:
         return at_least(scores, pixel_threshold)
     low, high = hysteresis_levels(hysteresis, pixel_threshold)
-    return threshold_hysteresis(scores, low, high)
+    return components_touching(at_least(scores, low), at_least(scores, high))
 
 
 def at_least(scores: np.ndarray, level: float) -> np.ndarray:
@@ -26,13 +26,3 @@ def hysteresis_levels(hysteresis: Hysteresis, pixel_threshold: float) -> tuple[f
     high = pixel_threshold if hysteresis.high is None else hysteresis.high
     low = high / 2 if hysteresis.low is None else hysteresis.low
     return min(low, high), max(low, high)
-
-
-def threshold_hysteresis(scores: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The 8-connected components of `scores >= low` that hold a pixel `>= high`."""
-    weak = at_least(scores, low)
-    strong = np.flatnonzero(scores >= high)
-    labels = label_mask(weak)
-    keep = np.zeros(int(labels.max()) + 1, np.bool_)
-    keep[labels.ravel()[strong]] = True
-    return keep_labels(weak, labels, keep)

@@ -59,8 +59,8 @@ def nearby_groups(boxes_xyxy: np.ndarray, max_gap_px: int) -> np.ndarray:
     depth = np.full(width, -1)
     owner = np.zeros(width, np.int64)
     parent = list(range(len(boxes_xyxy)))
-    for index in np.argsort(boxes_xyxy[:, 1], kind="stable").tolist():
-        left, top, right, bottom = boxes_xyxy[index].tolist()
+    from_the_top = np.argsort(boxes_xyxy[:, 1], kind="stable")
+    for index, (left, top, right, bottom) in zip(from_the_top.tolist(), boxes_xyxy[from_the_top].tolist(), strict=True):
         columns = slice(left, right + reach + 1)
         met = depth[columns] >= top
         owners = owner[columns][met]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -14,22 +15,35 @@ SortBy = Literal["score_max", "score_mean", "area"]
 def order_rows(table: RegionTable, sort_by: SortBy) -> np.ndarray:
     """Row indices in the order of report, int64 (N,).
 
-    The chosen key descending, then score_max, score_mean and area descending, then y1, x1, y2, x2, cy, cx
-    and id. Ids are unique, so no two regions tie. The long key is looked at only where the chosen one ties.
+    The chosen key descending, then score_max, score_mean and area descending, then y1, x1, y2, x2, cy, cx and
+    id. Ids are unique, so no two regions tie. Each key is looked at only where all keys before it tie.
     """
-    keys = {"score_max": table.score_max, "score_mean": table.score_mean, "area": table.areas}
-    chosen = -keys[sort_by]
-    order = np.argsort(chosen)
-    same_as_next = chosen[order[1:]] == chosen[order[:-1]]
-    if same_as_next.any():
-        places = np.flatnonzero(np.append(same_as_next, False) | np.insert(same_as_next, 0, False))
+    order = np.arange(len(table))
+    places: np.ndarray = np.arange(len(table))
+    ties: np.ndarray = np.zeros(len(table), np.int64)
+    for key in _keys(table, sort_by):
+        if not places.size:
+            break
         rows = order[places]
-        order[places] = rows[_full_order(table, rows, chosen)]
+        values = key[rows]
+        ranks = np.lexsort((values, ties)) if ties.any() else np.argsort(values)
+        order[places] = rows[ranks]
+        values, ties = values[ranks], ties[ranks]
+        differs = np.ones(len(places) + 1, np.bool_)
+        differs[1:-1] = (values[1:] != values[:-1]) | (ties[1:] != ties[:-1])
+        tied = ~(differs[1:] & differs[:-1])
+        places, ties = places[tied], np.cumsum(differs[:-1])[tied]
     return order
 
 
-def _full_order(table: RegionTable, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    x1, y1, x2, y2 = table.boxes_xyxy[rows].T
-    cx, cy = table.centroids_xy[rows].T
-    descending = (-table.areas[rows], -table.score_mean[rows], -table.score_max[rows], chosen[rows])
-    return np.lexsort((table.ids[rows], cx, cy, x2, y2, x1, y1, *descending))
+def _keys(table: RegionTable, sort_by: SortBy) -> Iterator[np.ndarray]:
+    """Columns to sort by, rising, the most significant first."""
+    descending = {"score_max": table.score_max, "score_mean": table.score_mean, "area": table.areas}
+    yield -descending.pop(sort_by)
+    for column in descending.values():
+        yield -column
+    for axis in (1, 0, 3, 2):
+        yield table.boxes_xyxy[:, axis]
+    for axis in (1, 0):
+        yield table.centroids_xy[:, axis]
+    yield table.ids

@@ -87,18 +87,18 @@ class RegionTable(Sequence[Region]):
     merged_from_ids: dict[int, tuple[int, ...]]
     boxes_xyxy_image: np.ndarray | None = None
 
-    def take(self, rows: np.ndarray | slice) -> RegionTable:
+    def take(self, rows: np.ndarray) -> RegionTable:
         """The rows at these positions, in this order."""
         return replace(
             self,
             ids=self.ids[rows],
-            boxes_xyxy=self.boxes_xyxy[rows],
+            boxes_xyxy=self.boxes_xyxy.take(rows, axis=0),
             areas=self.areas[rows],
-            centroids_xy=self.centroids_xy[rows],
+            centroids_xy=self.centroids_xy.take(rows, axis=0),
             score_max=self.score_max[rows],
             score_mean=self.score_mean[rows],
             solidity=None if self.solidity is None else self.solidity[rows],
-            boxes_xyxy_image=None if self.boxes_xyxy_image is None else self.boxes_xyxy_image[rows],
+            boxes_xyxy_image=None if self.boxes_xyxy_image is None else self.boxes_xyxy_image.take(rows, axis=0),
         )
 
     def __len__(self) -> int:
@@ -115,9 +115,7 @@ class RegionTable(Sequence[Region]):
             strict=True,
         )
         bbox_areas, fill_ratios, aspect_ratios = box_shapes(self.boxes_xyxy, self.areas)
-        shapes = zip(
-            bbox_areas.tolist(), round6(fill_ratios).tolist(), round6(aspect_ratios).tolist(), strict=True
-        )
+        shapes = zip(bbox_areas.tolist(), round6(fill_ratios).tolist(), round6(aspect_ratios).tolist(), strict=True)
         solidities: Iterable[Any] = repeat(None) if self.solidity is None else self.solidity.tolist()
         image_boxes: Iterable[BoxXyxy | None] = (
             repeat(None) if self.boxes_xyxy_image is None else _tuples(self.boxes_xyxy_image)
@@ -150,9 +148,9 @@ class RegionTable(Sequence[Region]):
     def __getitem__(self, index: slice) -> tuple[Region, ...]: ...
     def __getitem__(self, index: int | slice) -> Region | tuple[Region, ...]:
         if isinstance(index, slice):
-            return tuple(self.take(index))
+            return tuple(self.take(np.arange(len(self))[index]))
         row = range(len(self))[index]
-        return next(iter(self.take(slice(row, row + 1))))
+        return next(iter(self.take(np.array([row]))))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)

@@ -35,7 +35,7 @@ def zero_outside_roi(image: np.ndarray, roi: tuple[slice, slice]) -> np.ndarray:
     inside = image[roi]
     if inside.shape == image.shape:
         return image
-    out = np.zeros_like(image)
+    out = np.zeros(image.shape, image.dtype)
     out[roi] = inside
     return out
 
@@ -44,7 +44,7 @@ def zero_border(scores: np.ndarray, border_px: int) -> np.ndarray:
     """`scores` (H, W) with `border_px` pixels on each side set to 0: all when none is left between."""
     if border_px == 0:
         return scores
-    out = np.zeros_like(scores)
+    out = np.zeros(scores.shape, scores.dtype)
     height, width = scores.shape
     if 2 * border_px < min(height, width):
         inner = slice(border_px, height - border_px), slice(border_px, width - border_px)

@@ -49,6 +49,9 @@ DEFAULT_MAX_IMAGE_PIXELS = 268_435_456
 _OPENCV_MAX_PIXELS = 2**30
 _OPENCV_MAX_SIDE = 2**20
 
+# libpng's weights of blue, green and red: 0.299 and 0.587 in 1/32768, cut to whole numbers, and blue as what is left.
+_LIBPNG_WEIGHTS_BGR = np.array([[3737, 19234, 9797]], np.float32) / 32768
+
 # What Pillow raises for a file that it cannot read.
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, OverflowError, struct.error)
 
@@ -59,11 +62,17 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a file says about itself: size in pixels as stored, and whether it holds grey only."""
+    """What a file says about itself.
+
+    Size in pixels as stored; whether it holds grey only (then each channel of "rgb" equals "gray": a palette or
+    colour file whose pixels happen to be grey does not count, but for a BMP with the plain grey palette); whether
+    it is a PNG of 8 bits a sample.
+    """
 
     width: int
     height: int
     is_grey: bool
+    is_8bit_png: bool = False
 
 
 def decode_image(data: bytes, color: Literal["rgb", "gray"], *, max_pixels: int) -> Pixels:
@@ -80,14 +89,26 @@ def decode_image(data: bytes, color: Literal["rgb", "gray"], *, max_pixels: int)
     return cast(Pixels, cv2.cvtColor(decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
 
 
-def is_grayscale(data: bytes) -> bool:
-    """True when the header says that the file holds grey only: then each channel of "rgb" equals "gray".
+def decode_gray_and_rgb(data: bytes, *, max_pixels: int) -> tuple[Pixels, Pixels]:
+    """Both readings of `decode_image`, grey (H, W) and RGB (H, W, 3), in one decoding where the format allows it.
 
-    A palette or colour file whose pixels happen to be grey counts as colour, except for a BMP with the plain grey
-    palette. Raises InputError as `decode_image` does for a header that cannot be read.
+    Raises InputError as `decode_image` does.
     """
-    read_header, _ = _functions_for(data)
-    return read_header(data).is_grey
+    read_header, decode = _functions_for(data)
+    header = read_header(data)
+    _check_size(header, max_pixels)
+    if header.is_grey:
+        gray = decode(data, cv2.IMREAD_GRAYSCALE)
+        return gray, cast(Pixels, cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB))
+    bgr = decode(data, cv2.IMREAD_COLOR)
+    gray = _libpng_gray(bgr) if header.is_8bit_png else decode(data, cv2.IMREAD_GRAYSCALE)
+    return gray, cast(Pixels, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+
+
+def _libpng_gray(bgr: Pixels) -> Pixels:
+    """The grey that libpng makes of 8-bit colour: weights in 1/32768, truncated. Exact: no sum reaches 2**24."""
+    weighted = cv2.transform(bgr.astype(np.float32), _LIBPNG_WEIGHTS_BGR)
+    return cast(Pixels, weighted.astype(np.uint8))
 
 
 def max_file_bytes(max_pixels: int) -> int:
@@ -159,7 +180,7 @@ def _png_header(data: bytes) -> _Header:
     width, height, depth, color_type = struct.unpack_from(">IIBB", data, 16)
     if data[8:16] != b"\0\0\0\rIHDR" or depth not in _PNG_DEPTHS.get(color_type, ()):
         raise _corrupt("the PNG header is damaged")
-    return _Header(width, height, is_grey=color_type in (0, 4))
+    return _Header(width, height, is_grey=color_type in (0, 4), is_8bit_png=depth == 8)
 
 
 def _decode_png(data: bytes, flag: int) -> Pixels:
@@ -169,8 +190,7 @@ def _decode_png(data: bytes, flag: int) -> Pixels:
     """
     view = memoryview(data)
     profiles = []
-    start = 8
-    name = b""
+    start, name = 8, b""
     while name != b"IEND":
         if start + 12 > len(data):
             raise _truncated("the PNG has no end chunk (IEND)")
@@ -351,6 +371,7 @@ def _tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
                 start = position if is_inline else struct.unpack_from(offset_format, data, position)[0]
                 tags[tag] = struct.unpack_from(values, data, start)
             position += inline
+        struct.unpack_from(offset_format, data, position)  # the place of the next page closes this one
     except (struct.error, OverflowError) as error:
         raise _truncated("the TIFF names header fields beyond the end of the file") from error
     return tags

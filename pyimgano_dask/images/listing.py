@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 
 from pyimgano_dask.errors import ConfigError
-from pyimgano_dask.images.reading import is_url
+from pyimgano_dask.urls import is_url
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -74,15 +74,14 @@ class InputList:
 
 def _expand(spec: str, base_dir: str) -> Iterator[str]:
     """Every path that one spec stands for; ConfigError when it is unusable or stands for nothing."""
+    nothing = f"no image is found there; images end in {_SUFFIXES_TEXT}"
     if spec.startswith("@"):
-        paths, nothing = _list_entries(spec[1:], base_dir), "the list is empty; it needs one path a line"
+        paths = _list_entries(spec[1:], base_dir)
+        nothing = "the list is empty; it needs one path a line"
     elif is_url(spec):
-        paths, nothing = _expand_url(spec), f"no image is found there; images end in {_SUFFIXES_TEXT}"
+        paths = _expand_url(spec)
     else:
-        paths, nothing = (
-            _expand_local(spec, base_dir),
-            f"no image is found there; images end in {_SUFFIXES_TEXT}",
-        )
+        paths = _expand_local(spec, base_dir)
     found = False
     with _fault_of(spec):
         for path in paths:
@@ -118,7 +117,7 @@ def _one_file(spec: str, path: str) -> Iterator[str]:
         raise _unusable(
             spec,
             f"the suffix {os.path.splitext(path)[1]!r} is not that of an image; allowed are {_SUFFIXES_TEXT} "
-            f"(write @{spec} if the file is a list of paths)",
+            f"(write {'@' + spec!r} if the file is a list of paths)",
         )
     yield spec
 

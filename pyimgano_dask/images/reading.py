@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 
 import fsspec
 
 from pyimgano_dask.errors import InputError
+from pyimgano_dask.urls import is_url
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _KINDS = (FileNotFoundError, PermissionError, IsADirectoryError)
-
-
-def is_url(path: str) -> bool:
-    """True for `scheme://...`, which fsspec resolves; every other string is a local path.
-
-    >>> is_url("s3://line-3/shift.png"), is_url("line-3/shift.png")
-    (True, False)
-    """
-    return _URL.match(path) is not None
 
 
 def read_bytes(path: str, *, base_dir: str, max_bytes: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,10 @@ def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) ->
     )
 
 
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def given_by_keyword(keywords: Mapping[str, Any]) -> dict[Knob, Any]:
     """Knobs from Python keywords: the flags' names with underscores. Raises ConfigError for an unknown one."""
     known = knobs_by_dest()
@@ -70,7 +75,10 @@ def given_by_keyword(keywords: Mapping[str, Any]) -> dict[Knob, Any]:
     given = {}
     for name, value in keywords.items():
         knob = known[name]
-        if isinstance(value, str) and knob.is_repeatable:
-            value = (value,)
-        given[knob] = list(value) if isinstance(value, tuple) else value
+        if isinstance(value, str | os.PathLike) and knob.is_repeatable:
+            value = [value]
+        if isinstance(value, list | tuple):
+            given[knob] = [_plain(item) for item in value]
+        else:
+            given[knob] = _plain(value)
     return given

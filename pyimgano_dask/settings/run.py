@@ -104,7 +104,10 @@ class OutputSettings(Block):
 
 
 class DataflowSettings(Block):
-    """How the work is cut up and where it runs. Only `batch_size` changes a byte: it is the shard size of zarr stores."""
+    """How the work is cut up and where it runs.
+
+    Of these only `batch_size` changes a byte: it is the shard size of zarr stores.
+    """
 
     scheduler: str = knob(
         "auto",

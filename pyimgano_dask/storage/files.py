@@ -14,6 +14,7 @@ from typing import IO, Any
 import fsspec
 
 from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.urls import is_url
 
 Part = bytes | bytearray | memoryview
 
@@ -23,13 +24,7 @@ TEMP_PREFIX = ".tmp-"
 MAX_NAME_BYTES = 240
 """Longest artifact name. File systems allow 255 bytes; the rest is room for suffixes added by other tools."""
 
-_URL = re.compile(r"(?:[A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://")
 _NOT_IN_A_NAME = re.compile("[\0/\ud800-\udc7f\udd00-\udfff]")
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` is an fsspec URL (`scheme://...`, also chained as in `simplecache::s3://...`)."""
-    return _URL.match(path) is not None
 
 
 def resolve(path: str, base_dir: str) -> str:

@@ -40,9 +40,7 @@ _RLE_FROM_SHARE = 0.55
 _SAMPLED_ROWS = 8
 
 
-def render_overlay(
-    image_rgb: Rgb, anomaly_map: NDArray[np.float32] | None, mask: NDArray[np.uint8] | None
-) -> Rgb:
+def render_overlay(image_rgb: Rgb, anomaly_map: NDArray[np.float32] | None, mask: NDArray[np.uint8] | None) -> Rgb:
     """Draw a map and a mask over an image.
 
     `image_rgb` is uint8 (H, W, 3). `anomaly_map` is float32 of any size: scaled from its own minimum to its
@@ -63,9 +61,7 @@ def render_overlay(
 
 def encode_png(image_rgb: Rgb) -> bytes:
     """Encode uint8 (H, W, 3) RGB as PNG, for speed first; the same image always gives the same bytes."""
-    strategy = (
-        cv2.IMWRITE_PNG_STRATEGY_RLE if _repeats_rows(image_rgb) else cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY
-    )
+    strategy = cv2.IMWRITE_PNG_STRATEGY_RLE if _repeats_rows(image_rgb) else cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY
     return cv2.imencode(".png", cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR), (*_PNG, strategy))[1].tobytes()
 
 
@@ -94,7 +90,8 @@ def _levels(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint8]:
         anomaly_map = np.nan_to_num(anomaly_map, nan=low, posinf=high, neginf=low)
     if high - low < _FLAT_SPAN:
         return np.zeros(anomaly_map.shape, np.uint8)
-    above_low: NDArray[np.float32] = cv2.subtract(anomaly_map, low)  # type: ignore[call-overload]
+    with np.errstate(over="ignore"):
+        above_low = anomaly_map - low
     return cv2.convertScaleAbs(above_low, alpha=255 / (high - low))  # type: ignore[return-value]
 
 

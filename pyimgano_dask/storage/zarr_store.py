@@ -59,9 +59,7 @@ def write_rows(
             if array.shape == (height, width):
                 block[row - start] = array
                 names[row] = f"{height}x{width}"
-        target = _open_or_create(
-            path, (n_inputs, height, width), shards=(batch_size, height, width), dtype=dtype
-        )
+        target = _open_or_create(path, (n_inputs, height, width), shards=(batch_size, height, width), dtype=dtype)
         target[start:stop] = block
     return names
 

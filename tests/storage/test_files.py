@@ -13,7 +13,6 @@ from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.storage.files import (
     artifact_name,
     check_writable,
-    is_url,
     local_path,
     make_folder,
     open_binary,
@@ -32,22 +31,6 @@ for round in range(10**9):
     if round == 3:
         print("started", flush=True)
 """
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("s3://bucket/a.png", True),
-        ("memory://a", True),
-        ("simplecache::s3://bucket/a.png", True),
-        ("/data/a.png", False),
-        ("a/b://c", False),
-        ("a.png", False),
-        ("C:\\data\\a.png", False),
-    ],
-)
-def test_is_url(path: str, expected: bool) -> None:
-    assert is_url(path) is expected
 
 
 @pytest.mark.parametrize(

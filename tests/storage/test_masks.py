@@ -2,6 +2,7 @@ import hashlib
 import io
 import subprocess
 import sys
+import zipfile
 from typing import get_args
 
 import numpy as np
@@ -67,6 +68,11 @@ def test_the_same_bytes_in_every_process() -> None:
     here = [hashlib.sha256(encode_mask(mask, fmt)).hexdigest() for fmt in FORMATS]
     there = subprocess.run([sys.executable, "-c", HASHES], capture_output=True, text=True, check=True)
     assert there.stdout.split() == here
+
+
+def test_an_npz_carries_no_time_of_writing() -> None:
+    with zipfile.ZipFile(io.BytesIO(encode_mask(np.zeros((3, 3), np.uint8), "npz"))) as archive:
+        assert [member.date_time for member in archive.infolist()] == [(1980, 1, 1, 0, 0, 0)]
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

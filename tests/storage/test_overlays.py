@@ -122,6 +122,14 @@ def test_any_sizes_and_values_give_an_image(
         np.testing.assert_array_equal(array, copy)
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (1, 1), (4, 4)])
+def test_sizes_that_opencv_could_take_for_a_scalar(shape: tuple[int, int]) -> None:
+    anomaly_map = np.arange(shape[0] * shape[1], dtype=np.float32).reshape(shape)
+    mask = np.full(shape, 255, np.uint8)
+    overlay = render_overlay(grey(*shape), anomaly_map, mask)
+    assert np.abs(overlay - plain_arithmetic(grey(*shape), anomaly_map, mask)).max() <= 2
+
+
 def test_non_finite_pixels_do_not_hide_the_rest() -> None:
     clean = np.array([[0, 1, 2, 0, 2, 0]], np.float32)
     spoilt = np.array([[0, 1, 2, -np.inf, np.inf, np.nan]], np.float32)

@@ -1,0 +1,164 @@
+"""What the tests of the dataflow share: a small inspection set, the command as a process, a real Dask cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+from pyimgano_dask.synthesis import InspectionSet, write_inspection_set
+
+ROOT = Path(__file__).resolve().parent.parent
+N_TRAIN = 12
+COMMAND_TIMEOUT_S = 120
+CLUSTER_TIMEOUT_S = 60
+
+
+def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float = CLUSTER_TIMEOUT_S) -> None:
+    """Return once `is_so()`; fail the test with `what` when it is not so in time."""
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s} s: {what}")
+        time.sleep(0.01)
+
+
+def hashes_below(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> InspectionSet:
+    """12 normal images to train on and 20 to inspect, of three sizes, some of them grey."""
+    return write_inspection_set(
+        tmp_path_factory.mktemp("set"),
+        n_train=N_TRAIN,
+        n_good=8,
+        n_per_defect=4,
+        sizes_hw=((64, 80), (96, 72), (200, 240)),
+    )
+
+
+@pytest.fixture(scope="session")
+def input_list(parts: InspectionSet) -> Sequence[str]:
+    """22 inputs, as paths below the set's root: small and big images mixed, a torn file and a missing one."""
+    root = Path(parts.root)
+    torn = root / "torn" / "torn.png"
+    torn.parent.mkdir()
+    torn.write_bytes(Path(parts.test_good[0]).read_bytes()[:300])
+    images = sorted(path for kind in ("good", "scratch", "pit", "stain") for path in (root / "test" / kind).iterdir())
+    inputs = [str(path.relative_to(root)) for path in images]
+    inputs.insert(5, "torn/torn.png")
+    inputs.insert(11, "test/good/missing.png")
+    return inputs
+
+
+@pytest.fixture(scope="session")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory, parts: InspectionSet, input_list: Sequence[str]
+) -> Callable[[str], Path]:
+    """Makes working folders in which `set/` is the inspection set and `list.txt` names the inputs, all relative."""
+
+    def make(name: str) -> Path:
+        place = tmp_path_factory.mktemp(name)
+        (place / "set").symlink_to(parts.root)
+        (place / "list.txt").write_text("".join(f"set/{path}\n" for path in input_list))
+        return place
+
+    return make
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    rc: int
+    stdout: str
+    stderr: str
+
+
+def run_python(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
+    """Run this Python with `arguments` in the folder `cwd`, to its end."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=COMMAND_TIMEOUT_S,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def infer_command(*flags: object, cwd: Path) -> Ended:
+    """Run `pyimgano-infer` as a process of its own."""
+    return run_python("-m", "pyimgano_dask.cli.infer", *map(str, flags), cwd=cwd)
+
+
+@dataclass(frozen=True)
+class DaskCluster:
+    """A running scheduler with two single-threaded workers: its address and its scheduler file."""
+
+    address: str
+    scheduler_file: Path
+
+
+@pytest.fixture(scope="session")
+def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A real `dask scheduler` and two `dask worker` processes on loopback, working in a folder of their own."""
+    folder = tmp_path_factory.mktemp("cluster")
+    scheduler_file = folder / "scheduler.json"
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        with (folder / f"log-{len(started)}.txt").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dask", *arguments, "--host", "127.0.0.1", "--no-dashboard"],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        started.append(process)
+        return process
+
+    def logs() -> str:
+        return "\n".join(path.read_text() for path in sorted(folder.glob("log-*.txt")))
+
+    try:
+        start("scheduler", "--port", "0", "--scheduler-file", str(scheduler_file))
+        for number in range(2):
+            place = ("--local-directory", str(folder / f"worker-{number}"))
+            start("worker", "--scheduler-file", str(scheduler_file), "--nworkers", "1", "--nthreads", "1", *place)
+        wait_until(
+            lambda: scheduler_file.exists() or started[0].poll() is not None, "the scheduler writes its scheduler file"
+        )
+        assert scheduler_file.exists(), logs()
+        with Client(scheduler_file=str(scheduler_file), timeout=CLUSTER_TIMEOUT_S, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=CLUSTER_TIMEOUT_S)
+            address = client.scheduler.address
+        yield DaskCluster(address, scheduler_file)
+    finally:
+        # Workers first; each process leads a group of its own, so that what it started goes with it.
+        for process in reversed(started):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in reversed(started):
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()

@@ -1,0 +1,92 @@
+"""Tasks that the tests of the schedulers run; in a module of their own, so that workers can import them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from pyimgano_dask.dataflow.plan import Chunk, chunked
+from tests.conftest import wait_until
+
+
+def chunks(count: int) -> Iterator[Chunk]:
+    """So many chunks of one input each."""
+    return chunked((f"{index}.png" for index in range(count)), 1)
+
+
+def name_of(chunk: Chunk, common: str) -> str:
+    """Tells which chunk it was, and what every chunk shares."""
+    return f"{common}{chunk.index} "
+
+
+def concatenate(texts: Sequence[str]) -> str:
+    """A join that sees the order and the multiplicity of what it joins."""
+    return "".join(texts)
+
+
+def leave_file(chunk: Chunk, folder: str) -> int:
+    """Leaves a file named after the chunk."""
+    (Path(folder) / str(chunk.index)).touch()
+    return chunk.index
+
+
+def wait_for_release(chunk: Chunk, folder: str) -> int:
+    """Says that it has begun, and ends once `release` is there."""
+    (Path(folder) / f"begun-{chunk.index}").touch()
+    wait_until((Path(folder) / "release").exists, "the task is released")
+    return chunk.index
+
+
+def fail_at_three(chunk: Chunk, common: None) -> int:
+    """Raises for chunk 3."""
+    if chunk.index == 3:
+        raise LookupError("chunk 3 is odd")
+    return chunk.index
+
+
+def die_at_three(chunk: Chunk, common: None) -> int:
+    """Kills its own process at chunk 3, as the system does when memory runs out."""
+    if chunk.index == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return chunk.index
+
+
+def die_once(chunk: Chunk, folder: str) -> int:
+    """Kills its own process at chunk 3 the first time."""
+    marker = Path(folder) / "killed"
+    if chunk.index == 3 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return chunk.index
+
+
+def opencv_threads(chunk: Chunk, common: None) -> int:
+    """How many threads OpenCV uses inside a task."""
+    return cv2.getNumThreads()
+
+
+class CountsArrivals:
+    """A value that leaves a file in `folder`, named after the process, each time it is unpickled."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        (Path(self.folder) / f"{os.getpid()}-{uuid.uuid4().hex}").touch()
+
+
+def use_counted(chunk: Chunk, common: CountsArrivals) -> int:
+    """Reads the shared value; returns the process."""
+    return os.getpid() if common.folder else 0
+
+
+def longest(processes: Sequence[int]) -> int:
+    """A join that needs no value in particular."""
+    return max(processes)
