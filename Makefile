@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	@rm -rf $(DEMO)
 	$(BIN)/python -m pyimgano_dask.synthesis $(DEMO)/parts
 	$(BIN)/pyimgano-infer --model vision_pixel_mad_map --train-dir $(DEMO)/parts/train/good --input $(DEMO)/parts/test \
-	    --defects --defect-border-ignore-px 16 --defect-open-ksize 2 --defect-min-area 12 \
+	    --defects --defect-border-ignore-px 16 --defect-min-area 12 \
 	    --save-masks $(DEMO)/masks --save-overlays $(DEMO)/overlays --save-jsonl $(DEMO)/results.jsonl
 	@echo "Look at $(DEMO)/overlays (what was found, and where) and $(DEMO)/results.jsonl (one line an image)."
 

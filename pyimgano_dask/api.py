@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from pyimgano_dask.dataflow.run import RunSummary
 
 
-def infer(*, infer_config: str | None = None, infer_category: str | None = None, **settings: Any) -> RunSummary:
+def infer(
+    *, infer_config: str | os.PathLike[str] | None = None, infer_category: str | None = None, **settings: Any
+) -> RunSummary:
     """Inspect images, as the command `pyimgano-infer` does.
 
     `infer_config` is the path of a config file, `infer_category` one of its categories; every other keyword is a
@@ -28,7 +31,7 @@ def infer(*, infer_config: str | None = None, infer_category: str | None = None,
     """
     from pyimgano_dask.dataflow.run import run
 
-    config = read_infer_config(infer_config, infer_category) if infer_config is not None else None
+    config = read_infer_config(os.fspath(infer_config), infer_category) if infer_config is not None else None
     resolved = resolve(given_by_keyword(settings), config)
     unsaved = tempfile.TemporaryFile()  # noqa: SIM115 - the answer reads from it and closes it with itself
     summary = run(resolved, unsaved)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -109,20 +110,25 @@ def infer_command(*flags: object, cwd: Path) -> Ended:
 
 @dataclass(frozen=True)
 class DaskCluster:
-    """A running scheduler with two single-threaded workers: its address and its scheduler file."""
+    """A running cluster: its address, its scheduler file, and its processes, the scheduler first."""
 
     address: str
     scheduler_file: Path
+    processes: Sequence[subprocess.Popen[bytes]]
+
+    def kill_scheduler(self) -> None:
+        """End the scheduler as a power cut would."""
+        self.processes[0].kill()
+        self.processes[0].wait()
 
 
-@pytest.fixture(scope="session")
-def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
-    """A real `dask scheduler` and two `dask worker` processes on loopback, working in a folder of their own."""
-    folder = tmp_path_factory.mktemp("cluster")
+@contextmanager
+def start_cluster(folder: Path, n_workers: int) -> Iterator[DaskCluster]:
+    """A real `dask scheduler` and single-threaded `dask worker` processes on loopback, working in `folder`."""
     scheduler_file = folder / "scheduler.json"
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[bytes]:
+    def start(*arguments: str) -> None:
         with (folder / f"log-{len(started)}.txt").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "dask", *arguments, "--host", "127.0.0.1", "--no-dashboard"],
@@ -133,32 +139,32 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskClust
                 start_new_session=True,
             )
         started.append(process)
-        return process
 
     def logs() -> str:
         return "\n".join(path.read_text() for path in sorted(folder.glob("log-*.txt")))
 
     try:
-        start("scheduler", "--port", "0", "--scheduler-file", str(scheduler_file))
-        for number in range(2):
-            place = ("--local-directory", str(folder / f"worker-{number}"))
+        start("scheduler", "--port", "0", "--scheduler-file", str(scheduler_file), "--idle-timeout", "30 minutes")
+        for number in range(n_workers):
+            place = ("--local-directory", str(folder / f"worker-{number}"), "--no-nanny", "--death-timeout", "60")
             start("worker", "--scheduler-file", str(scheduler_file), "--nworkers", "1", "--nthreads", "1", *place)
-        wait_until(
-            lambda: scheduler_file.exists() or started[0].poll() is not None, "the scheduler writes its scheduler file"
-        )
-        assert scheduler_file.exists(), logs()
+        wait_until(lambda: scheduler_file.exists() or started[0].poll() is not None, "the scheduler writes its file")
+        assert started[0].poll() is None, logs()
         with Client(scheduler_file=str(scheduler_file), timeout=CLUSTER_TIMEOUT_S, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=CLUSTER_TIMEOUT_S)
+            client.wait_for_workers(n_workers, timeout=CLUSTER_TIMEOUT_S)
             address = client.scheduler.address
-        yield DaskCluster(address, scheduler_file)
+        yield DaskCluster(address, scheduler_file, started)
     finally:
-        # Workers first; each process leads a group of its own, so that what it started goes with it.
-        for process in reversed(started):
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-        for process in reversed(started):
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
+        # Killed, not asked: a worker that is asked to end waits for its scheduler. Each process leads a group of
+        # its own, so that whatever it started goes with it.
+        for process in started:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A scheduler and two single-threaded workers for the whole session, in a folder that no test works in."""
+    with start_cluster(tmp_path_factory.mktemp("cluster"), n_workers=2) as cluster:
+        yield cluster

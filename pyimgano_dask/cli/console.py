@@ -50,7 +50,7 @@ class TerminalProgress:
 def print_summary(summary: RunSummary, console: Console) -> None:
     """Counts, thresholds, times, and where to look."""
     for warning in summary.warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     table = Table(title=f"{summary.detector_name} · {summary.scheduler}", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")

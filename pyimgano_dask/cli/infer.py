@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pyimgano_dask.cli.flags import HelpFormatter, add_knobs, explicit_values
-from pyimgano_dask.errors import PyimganoDaskError
+from pyimgano_dask.errors import ConfigError, PyimganoDaskError
 from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.resolve import resolve
 from pyimgano_dask.version import __version__
@@ -42,7 +43,7 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
     source.add_argument("--list-models", action="store_true", help="Print the detectors and end.")
     source.add_argument("--model-info", metavar="NAME", help="Print one detector's arguments and end.")
     parser.add_argument("--infer-category", metavar="NAME", help="Category of an --infer-config that holds several.")
-    parser.add_argument("--tags", metavar="TAG,…", help="With --list-models: only detectors with all these tags.")
+    parser.add_argument("--tags", metavar="TAG[,TAG]", help="With --list-models: only detectors with all these tags.")
     parser.add_argument("--json", action="store_true", help="With --list-models or --model-info: print JSON.")
     parser.add_argument("--debug", action="store_true", help="Print the traceback of an error.")
     parser.add_argument("--version", action="version", version=f"pyimgano-dask {__version__}")
@@ -66,7 +67,8 @@ def main(
         return _infer(arguments, prog)
     except PyimganoDaskError as error:
         if arguments["debug"]:
-            raise
+            traceback.print_exc()
+            return error.exit_code
         for line in str(error).splitlines():
             print(f"{prog}: error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
         return error.exit_code
@@ -89,6 +91,8 @@ def main(
 
 def _infer(arguments: dict[str, Any], prog: str) -> int:
     config = None
+    if arguments["infer_config"] is None and arguments["infer_category"] is not None:
+        raise ConfigError("--infer-category chooses among the categories of an --infer-config; give both or neither")
     if arguments["infer_config"] is not None:
         config = read_infer_config(arguments["infer_config"], arguments["infer_category"])
     resolved = resolve(explicit_values(arguments), config)

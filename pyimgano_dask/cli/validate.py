@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     for warning in resolved.warnings:
         print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
-    print(resolved.settings.model_dump_json(indent=2) if arguments.json else f"{arguments.infer_config}: valid")
+    filled = json.dumps(resolved.settings.model_dump(mode="json"), indent=2)
+    print(filled if arguments.json else f"{arguments.infer_config}: valid")
     return 0
 
 

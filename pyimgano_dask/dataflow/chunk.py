@@ -16,7 +16,7 @@ from pyimgano_dask.dataflow.artifacts import ArtifactWriter
 from pyimgano_dask.dataflow.merge import part_path
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
-from pyimgano_dask.defects import Defects, extract_defects, scale_to_image
+from pyimgano_dask.defects import Defects, check_map, extract_defects, scale_to_image
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.errors import InputError, RunError, Stage
 from pyimgano_dask.settings.run import InferSettings
@@ -25,6 +25,8 @@ from pyimgano_dask.storage.jsonl import encode_record
 
 STAGES = ("read", "infer", "extract", "write")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+CANNOT_WRITE = "results cannot be written"
+REMEDY = "make room or access and run again"
 SHOWN_ERRORS = 5
 
 
@@ -116,7 +118,7 @@ def process_chunk(chunk: Chunk, job: Job) -> Receipt:
                 records[item.index] = _inspect(item, *prediction, job, writer, clock)
             except InputError as error:
                 fail(Failed(item.index, item.path, error))
-    with clock.stage("write"), _disk_faults_end_the_run():
+    with clock.stage("write"), _shard_faults_end_the_run():
         for index, entry in writer.finish().items():
             if "error" not in records[index]:
                 _locate(records[index], entry)
@@ -151,10 +153,8 @@ def _infer(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | I
 def _predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
     if not loaded:
         return []
-    try:
+    with _faults_are_the_inputs("infer", "the detector failed on this image"):
         prediction = detector.predict([item.image for item in loaded])
-    except Exception as error:  # a detector is foreign code: whatever it raises concerns this image only
-        raise InputError("infer", type(error).__name__, f"the detector failed on this image: {error}") from error
     answers: list[Answer | InputError] = []
     for score, anomaly_map in zip(prediction.scores.tolist(), prediction.maps, strict=True):
         if np.isfinite(score):
@@ -179,7 +179,7 @@ def _inspect(
         record["label"] = int(score >= job.score_threshold)
     defects: Defects | None = None
     if job.pixel_threshold is not None:
-        with clock.stage("extract"):
+        with clock.stage("extract"), _faults_are_the_inputs("extract", "its defects cannot be extracted"):
             defects = extract_defects(anomaly_map, settings.defects, pixel_threshold=job.pixel_threshold)
             if settings.defects.image_space:
                 height, width = item.image.shape[:2]
@@ -191,11 +191,13 @@ def _inspect(
                 "mask": {"shape": list(defects.mask.shape), "dtype": "uint8", "encoding": settings.defects.mask_format},
                 **defects.to_record(),
             }
+    elif settings.needs_maps:
+        check_map(anomaly_map)
     if settings.wants_maps:
         record["anomaly_map"] = {"shape": list(anomaly_map.shape), "dtype": "float32"}
     if settings.output.include_anomaly_map_values:
         record["anomaly_map_values"] = anomaly_map.tolist()
-    with clock.stage("write"), _write_faults_are_the_inputs():
+    with clock.stage("write"), _faults_are_the_inputs("write", "its artifacts cannot be written"):
         _locate(record, writer.write(item, anomaly_map, defects.mask if defects else None))
     return record
 
@@ -209,19 +211,25 @@ def _locate(record: dict[str, Any], entry: Mapping[str, Mapping[str, Any]]) -> N
 
 
 @contextmanager
-def _disk_faults_end_the_run() -> Iterator[None]:
+def _faults_are_the_inputs(stage: Stage, what: str) -> Iterator[None]:
+    """Whatever goes wrong with one input becomes its error record; only a full or read-only disk ends the run.
+
+    Everything is caught, because detectors are foreign code and one bad image must never end a run.
+    """
     try:
         yield
-    except OSError as error:
-        raise RunError(f"results cannot be written: {error}; make room or access and run again") from error
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise RunError(f"{CANNOT_WRITE}: {error}; {REMEDY}") from error
+        raise InputError(stage, type(error).__name__, f"{what}: {error}") from error
 
 
 @contextmanager
-def _write_faults_are_the_inputs() -> Iterator[None]:
-    """A full or read-only disk ends the run; any other fault of writing belongs to the input."""
+def _shard_faults_end_the_run() -> Iterator[None]:
+    """Without its shard a chunk is lost, whatever the reason."""
     try:
         yield
     except OSError as error:
-        if error.errno in DISK_FULL:
-            raise RunError(f"results cannot be written: {error}; make room or access and run again") from error
-        raise InputError("write", type(error).__name__, f"its artifacts cannot be written: {error}") from error
+        raise RunError(f"{CANNOT_WRITE}: {error}; {REMEDY}") from error

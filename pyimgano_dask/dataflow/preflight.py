@@ -113,14 +113,17 @@ def _pixel_threshold_source(resolved: Resolved) -> PixelThresholdSource:
 def _check_outputs(settings: InferSettings, base_dir: str) -> None:
     faults: list[str] = []
     claimed: dict[tuple[str, str], str] = {}
+    sources = [("--input", spec) for spec in settings.inputs.input]
+    if settings.training.train_dir is not None:
+        sources.append(("--train-dir", settings.training.train_dir))
     for flag, path, suffix in _output_folders(settings):
         folder = _real(path, base_dir)
         other = claimed.setdefault((folder, suffix), flag)
         if other != flag:
             faults.append(f"{flag} and {other} are the same folder {path!r}; their files have the same names, take two")
         faults += [
-            f"{flag}: {path!r} lies inside the --input folder {spec!r}, whose images it would join; take another folder"
-            for spec in settings.inputs.input
+            f"{flag}: {path!r} lies inside the {role} folder {spec!r}, whose images it would join; take another folder"
+            for role, spec in sources
             if suffix == ".png" and _lies_inside(folder, _real(spec, base_dir))
         ]
         try:
@@ -128,10 +131,17 @@ def _check_outputs(settings: InferSettings, base_dir: str) -> None:
         except ConfigError as error:
             faults.append(f"{flag}: {error}")
     jsonl = settings.output.save_jsonl
-    if jsonl is not None:
+    for flag, name in (("--save-jsonl", jsonl), ("--run-dir", settings.dataflow.run_dir)):
+        if name is not None and is_url(name):
+            faults.append(f"{flag}: {name!r} is a URL; this version writes records and shards to local paths only")
+    if jsonl is not None and not is_url(jsonl):
         path = resolve(jsonl, base_dir)
         if os.path.isdir(path):
             faults.append(f"--save-jsonl: {jsonl!r} is a folder; give the path of a file")
+        elif os.path.exists(path) and not os.path.isfile(path):
+            faults.append(
+                f"--save-jsonl: {jsonl!r} is a pipe or a device; leave the flag out and redirect standard output"
+            )
         else:
             try:
                 check_writable(os.path.dirname(path))

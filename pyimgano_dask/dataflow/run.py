@@ -89,6 +89,7 @@ class RunSummary:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     errors: list[tuple[str, str]] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
+    base_dir: str = field(default_factory=os.getcwd)
     unsaved_records: BinaryIO | None = None
 
     @property
@@ -99,7 +100,7 @@ class RunSummary:
     def records(self) -> Iterator[dict[str, Any]]:
         """The records, read one by one from `save_jsonl` or from the temporary file that stands for it."""
         if self.settings.output.save_jsonl is not None:
-            return iter_records(self.settings.output.save_jsonl)
+            return iter_records(resolve(self.settings.output.save_jsonl, self.base_dir))
         if self.unsaved_records is None:
             raise ValueError("the records went to standard output; give save_jsonl to read them back")
         self.unsaved_records.seek(0)
@@ -266,11 +267,17 @@ def _open_sink(settings: InferSettings, base_dir: str, stdout: BinaryIO) -> Iter
     """Where merged records go: standard output, or a file that appears whole when the run ends well."""
     jsonl = settings.output.save_jsonl
     if jsonl is None:
-        yield stdout
+        try:
+            yield stdout
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise RunError(f"standard output cannot be written: {error}; make room and run again") from error
         return
     path = resolve(jsonl, base_dir)
     partial = f"{path}.partial-{os.getpid()}"
     try:
+        make_folder(os.path.dirname(path))
         with open(partial, "wb") as file:
             yield file
         os.replace(partial, path)

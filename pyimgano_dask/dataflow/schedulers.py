@@ -7,12 +7,13 @@ in a tree whose shape depends on their number alone. A task is a module-level fu
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -35,6 +36,8 @@ Merge = Callable[[Sequence[Result]], Result]
 # Chunks of one local graph. Below 100 so that Dask's order of independent partitions, by key, is nearly numeric.
 SLAB = 96
 REDUCTION_FAN_IN = 8
+SMALLEST_WINDOW = 8
+WINDOW_PER_THREAD = 4
 SHORT_LIST = 256
 MANY_CORES = 4
 CONNECT_TIMEOUT_S = 15
@@ -168,9 +171,14 @@ class LocalScheduler(Scheduler):
 
     @contextmanager
     def _place(self, common: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-        if self._kind != "processes":
+        if self._kind == "sync":
             with native_threads_limited():
-                yield _ByReference(common), {"scheduler": self._kind, "num_workers": self._workers}
+                yield _ByReference(common), {"scheduler": "sync"}
+            return
+        if self._kind == "threads":
+            # A pool of its own, so that no task is still writing when a run that failed is cleaned up.
+            with native_threads_limited(), ThreadPoolExecutor(self._workers) as threads:
+                yield _ByReference(common), {"scheduler": "threads", "pool": threads}
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self._workers, context, _start_worker_process, (common,)) as pool:
@@ -195,19 +203,27 @@ class ClusterScheduler(Scheduler):
         from distributed import as_completed
 
         source = iter(chunks)
-        shared = self._scatter(common)
-        window = max(8, 4 * self._n_threads())
-        pending = as_completed(self._submit(task, source, shared, window), with_results=True)
-        for batch in pending.batches():
-            for _, result in batch:
-                on_result(result)
-            pending.update(self._submit(task, source, shared, len(batch)))
+        with _cluster_faults_in_words():
+            shared = self._scatter(common)
+            window = max(SMALLEST_WINDOW, WINDOW_PER_THREAD * self._n_threads())
+            pending = as_completed(
+                self._submit(task, source, shared, window),
+                loop=self._client.loop,
+                with_results=True,
+                raise_errors=False,
+            )
+            for batch in pending.batches():
+                for future, result in batch:
+                    _raise_if_lost(future, result)
+                    on_result(result)
+                pending.update(self._submit(task, source, shared, len(batch)))
 
     def reduce(
         self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk], common: Common
     ) -> Result:
-        shared = self._scatter(common)
-        partials = [self._client.compute(_reduction(slab, task, shared, merge)).result() for slab in _slabs(chunks)]
+        with _cluster_faults_in_words():
+            shared = self._scatter(common)
+            partials = [self._client.compute(_reduction(slab, task, shared, merge)).result() for slab in _slabs(chunks)]
         return merge(partials)
 
     def describe(self) -> str:
@@ -223,6 +239,32 @@ class ClusterScheduler(Scheduler):
 
     def _n_threads(self) -> int:
         return sum(self._client.nthreads().values())
+
+
+@contextmanager
+def _cluster_faults_in_words() -> Iterator[None]:
+    from distributed import KilledWorker
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise RunError(
+            f"a chunk killed every worker it ran on, the last one {error.last_worker.address} "
+            "(out of memory, most often); run again with a smaller --batch-size or more memory a worker"
+        ) from error
+    except (CancelledError, CommClosedError) as error:
+        raise RunError(
+            f"the cluster was lost during the run ({error}); see that its scheduler is up, and run again"
+        ) from error
+
+
+def _raise_if_lost(future: Any, result: Any) -> None:
+    """A future that failed has (type, error, traceback) for a result, one that was given up has its cancellation."""
+    if isinstance(result, CancelledError):
+        raise result
+    if future.status == "error":
+        raise result[1].with_traceback(result[2])
 
 
 def _run_chunk(chunk: Chunk, task: Task[Any, Any], shared: _ByScatter) -> Any:
@@ -267,6 +309,8 @@ def open_scheduler(name: str, workers: int | None, n_inputs: int) -> Iterator[Sc
 @contextmanager
 def _connect(name: str, workers: int) -> Iterator[Any]:
     from distributed import Client, LocalCluster
+    from distributed.comm.addressing import get_address_host_port
+    from distributed.utils import silence_logging_cmgr
 
     if name == "local-cluster":
         with (
@@ -274,27 +318,48 @@ def _connect(name: str, workers: int) -> Iterator[Any]:
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
                 silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):
             yield client
         return
-    where = {"scheduler_file": name} if name.endswith(".json") else {"address": name}
     try:
-        client = Client(**where, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
+        address = _address_in(name) if name.endswith(".json") else name
+        # Checked here, because a Client that was given no address at all holds the process for 30 s at its end.
+        get_address_host_port(address)
+        client = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--scheduler: there is no scheduler file {name!r}; start a scheduler with "
+            f"`dask scheduler --scheduler-file {name}`"
+        ) from None
+    except (OSError, ValueError, TypeError, TimeoutError) as error:
         raise ConfigError(
             f"--scheduler: no scheduler answers at {name!r} ({error}); start one with `dask scheduler` "
             "or give its address as it prints it"
         ) from None
-    with client:
+    with silence_logging_cmgr(logging.CRITICAL), client:
         try:
             client.wait_for_workers(1, timeout=WORKER_TIMEOUT_S)
         except TimeoutError:
             raise RunError(
                 f"the scheduler at {name} has no workers after {WORKER_TIMEOUT_S} s; "
-                f"start one with `dask worker {name}`"
+                f"start one with `dask worker {address}`"
             ) from None
         yield client
+
+
+def _address_in(path: str) -> str:
+    """The address in a scheduler file, as `dask scheduler --scheduler-file` writes it; OSError or ValueError if none.
+
+    Read here, because Dask waits for a file that is not there without end.
+    """
+    with open(path, encoding="utf-8") as file:
+        content = json.load(file)
+    address = content.get("address") if isinstance(content, dict) else None
+    if not isinstance(address, str):
+        raise ValueError(f"the file has no text under the key address, such as tcp://127.0.0.1:8786: {content!r:.80}")
+    return address

@@ -144,6 +144,8 @@ def calibrate(
     calibration = scheduler.reduce(
         _calibrate_chunk, _merge_calibrations, chunked(images.inputs, images.chunk_size), task
     )
+    if not len(calibration.scores):
+        raise ConfigError("--train-dir: none of its images can be used:\n" + "\n".join(calibration.faults))
     roi_is_empty = calibration.roi_pixel_counts == {0}
     if roi_xyxy_norm is not None and roi_is_empty:
         whole = calibrate(scheduler, detector, images, pixel_quantile=pixel_quantile, roi_xyxy_norm=None)

@@ -52,7 +52,7 @@ class Defects:
     def to_record(self) -> dict[str, Any]:
         """The regions and map statistics as they stand in a JSONL record."""
         return {
-            "regions": [region.to_record() for region in self.regions],
+            "regions": self.regions.to_records(),
             "map_stats_roi": self.map_stats_roi.to_record(),
         }
 
@@ -72,7 +72,7 @@ def extract_defects(
     """
     settings = _checked_settings(settings)
     level = _checked_threshold(pixel_threshold)
-    _check_map(anomaly_map)
+    check_map(anomaly_map)
     raw = np.ascontiguousarray(anomaly_map)
     roi = roi_slices(settings.roi_xyxy_norm, raw.shape)
 
@@ -163,7 +163,8 @@ def _checked_threshold(pixel_threshold: float) -> float:
     return float(pixel_threshold)
 
 
-def _check_map(anomaly_map: np.ndarray) -> None:
+def check_map(anomaly_map: np.ndarray) -> None:
+    """Raise InputError (stage `extract`) unless a map is float32 (H, W), not empty and finite throughout."""
     if anomaly_map.dtype != np.float32:
         raise InputError(
             "extract",

@@ -50,8 +50,8 @@ def nearby_groups(boxes_xyxy: np.ndarray, max_gap_px: int) -> np.ndarray:
 
     Each box reaches `max_gap_px + 1` further to the right and down, so that boxes are close exactly when
     their reaches share a pixel. A sweep from the top keeps, for every column, how far down the deepest
-    reach goes and whose it is. A reach that starts above that depth shares a pixel with its owner; any
-    other reach it meets in that column met the owner before.
+    reach goes and one box of its group. A reach that starts above that depth meets this deepest one; any
+    other reach it meets in the column has met the deepest one, too, and is of its group already.
     """
     width = int(boxes_xyxy[:, 2].max(initial=-1)) + 1
     height = int(boxes_xyxy[:, 3].max(initial=-1)) + 1

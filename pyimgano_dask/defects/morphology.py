@@ -9,12 +9,15 @@ import numpy as np
 def open_then_close(mask: np.ndarray, open_ksize: int, close_ksize: int) -> np.ndarray:
     """Open, then close `mask` with squares of these sides in pixels; 0 and 1 do nothing.
 
-    Pixels outside the map count for neither step. An even square has its anchor right of and below its
-    middle.
+    Pixels outside the map count for neither step. An even square moves what it leaves one pixel to the
+    right and down, as OpenCV's does. A square that covers the map from every pixel is cut down to the
+    smallest that does.
     """
+    covers_all = 2 * max(mask.shape)
     for operation, ksize in ((cv2.MORPH_OPEN, open_ksize), (cv2.MORPH_CLOSE, close_ksize)):
         if ksize > 1:
-            mask = cv2.morphologyEx(mask, operation, np.ones((ksize, ksize), np.uint8))
+            side = min(ksize, covers_all)
+            mask = cv2.morphologyEx(mask, operation, np.ones((side, side), np.uint8))
     return mask
 
 

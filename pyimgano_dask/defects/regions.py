@@ -45,25 +45,44 @@ class Region:
 
     def to_record(self) -> dict[str, Any]:
         """The region as it stands in a JSONL record; what was not measured has no key."""
-        record: dict[str, Any] = {
-            "id": self.id,
-            "bbox_xyxy": list(self.bbox_xyxy),
-            "area": self.area,
-            "centroid_xy": list(self.centroid_xy),
-            "score_max": self.score_max,
-            "score_mean": self.score_mean,
-        }
-        if self.bbox_area is not None:
-            record["bbox_area"] = self.bbox_area
-            record["fill_ratio"] = self.fill_ratio
-            record["aspect_ratio"] = self.aspect_ratio
-        if self.solidity is not None or self.solidity_is_undefined:
-            record["solidity"] = self.solidity
-        if self.merged_from_ids is not None:
-            record["merged_from_ids"] = list(self.merged_from_ids)
-        if self.bbox_xyxy_image is not None:
-            record["bbox_xyxy_image"] = list(self.bbox_xyxy_image)
-        return record
+        return _record(*(getattr(self, name) for name in self.__slots__))
+
+
+def _record(
+    number: int,
+    bbox_xyxy: BoxXyxy,
+    area: int,
+    centroid_xy: tuple[float, float],
+    score_max: float,
+    score_mean: float,
+    bbox_area: int | None,
+    fill_ratio: float | None,
+    aspect_ratio: float | None,
+    solidity: float | None,
+    solidity_is_undefined: bool,
+    merged_from_ids: tuple[int, ...] | None,
+    bbox_xyxy_image: BoxXyxy | None,
+) -> dict[str, Any]:
+    """JSON-ready form of a region, from its fields in the order of `Region`."""
+    record: dict[str, Any] = {
+        "id": number,
+        "bbox_xyxy": list(bbox_xyxy),
+        "area": area,
+        "centroid_xy": list(centroid_xy),
+        "score_max": score_max,
+        "score_mean": score_mean,
+    }
+    if bbox_area is not None:
+        record["bbox_area"] = bbox_area
+        record["fill_ratio"] = fill_ratio
+        record["aspect_ratio"] = aspect_ratio
+    if solidity is not None or solidity_is_undefined:
+        record["solidity"] = solidity
+    if merged_from_ids is not None:
+        record["merged_from_ids"] = list(merged_from_ids)
+    if bbox_xyxy_image is not None:
+        record["bbox_xyxy_image"] = list(bbox_xyxy_image)
+    return record
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +124,14 @@ class RegionTable(Sequence[Region]):
         return len(self.ids)
 
     def __iter__(self) -> Iterator[Region]:
+        return (Region(*row) for row in self._rows())
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Every region as it stands in a JSONL record, without making `Region` objects on the way."""
+        return [_record(*row) for row in self._rows()]
+
+    def _rows(self) -> Iterator[Any]:
+        """The fields of each region in the order of `Region`."""
         basics = zip(
             self.ids.tolist(),
             _tuples(self.boxes_xyxy),
@@ -126,20 +153,20 @@ class RegionTable(Sequence[Region]):
             bbox_area, fill_ratio, aspect_ratio = shape if self.with_shape or parts else (None, None, None)
             traced = parts is None and solidity is not None
             undefined = traced and math.isnan(solidity)
-            yield Region(
-                id=number,
-                bbox_xyxy=box,
-                area=area,
-                centroid_xy=centroid,
-                score_max=score_max,
-                score_mean=score_mean,
-                bbox_area=bbox_area,
-                fill_ratio=fill_ratio,
-                aspect_ratio=aspect_ratio,
-                solidity=solidity if traced and not undefined else None,
-                solidity_is_undefined=undefined,
-                merged_from_ids=parts,
-                bbox_xyxy_image=image_box,
+            yield (
+                number,
+                box,
+                area,
+                centroid,
+                score_max,
+                score_mean,
+                bbox_area,
+                fill_ratio,
+                aspect_ratio,
+                solidity if traced and not undefined else None,
+                undefined,
+                parts,
+                image_box,
             )
 
     @overload

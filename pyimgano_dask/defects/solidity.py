@@ -40,8 +40,8 @@ def solidities(components: Components) -> np.ndarray:
 def _contour_areas(components: Components, labels: np.ndarray) -> np.ndarray:
     """Area inside the outer contour of each component, float64 (N,).
 
-    `labels` (h, w) are cut out around the components, with a wall of zeros, so that windows which run over the end
-    of a row are empty.
+    `labels` (h, w) are cut out around the components and walled with zeros, so that windows which run over the
+    end of a row are empty.
     """
     width, flat = labels.shape[1], labels.ravel()
     pixel = (flat != 0).view(np.uint8)
@@ -50,8 +50,8 @@ def _contour_areas(components: Components, labels: np.ndarray) -> np.ndarray:
     code = code[mixed]
     first_pixel = np.array([[0, 1, width, width + 1][(c & -c).bit_length() - 1] for c in range(1, FULL)])
     owner = flat[mixed + first_pixel[code - 1]].astype(np.int64)
-    windows = np.bincount(owner << 4 | code, minlength=16 * (int(components.numbers[-1]) + 1))
-    windows = windows[: windows.size // 16 * 16].reshape(-1, 16)[components.numbers]
+    windows = np.bincount(owner << 4 | code, minlength=16 * (int(owner.max()) + 1))
+    windows = windows.reshape(-1, 16)[components.numbers]
     areas: np.ndarray = components.areas - windows @ AREA_TAKEN / 4
     for row in np.flatnonzero(windows @ EULER_ADDED != 4).tolist():
         areas[row] = _traced_area(components, row)
@@ -89,7 +89,8 @@ def _hull_areas(components: Components, labels: np.ndarray, top: int) -> np.ndar
         y = at // width
         update.at(extreme, row_zero[owner] + y, at - y * width)
     part = np.repeat(np.arange(len(components)), heights)
-    return (_under_hull(part, -rightmost) + _under_hull(part, leftmost)) / -2
+    areas: np.ndarray = (_under_hull(part, -rightmost) + _under_hull(part, leftmost)) / -2
+    return areas
 
 
 def _under_hull(part: np.ndarray, x: np.ndarray) -> np.ndarray:

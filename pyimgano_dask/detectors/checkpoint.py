@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from pyimgano_dask.errors import ConfigError
 
 HEADER = "detector.json"
 FORMAT = 1
+
+# What numpy and zipfile raise on files that are no archive, or a damaged one.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def encode_detector(detector: Detector[Any]) -> bytes:
@@ -37,12 +41,17 @@ def decode_detector(data: bytes, source: str) -> Detector[Any]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             header = json.loads(arrays[HEADER].tobytes())
             state = {key: arrays[key] for key in arrays.files if key != HEADER}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ConfigError(
             f"checkpoint {source!r} is not a detector state (.npz) of this package: {error}; "
             "a run with --run-dir leaves one there as detector.npz"
         ) from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ConfigError(f"checkpoint {source!r} has another format; this version reads format {FORMAT}")
-    detector_type = find_detector_type(str(header.get("name")))
-    return detector_type.create(**header.get("arguments", {})).with_state(state)
+    arguments = header.get("arguments")
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"checkpoint {source!r}: its arguments are no JSON object")
+    try:
+        return find_detector_type(str(header.get("name"))).create(**arguments).with_state(state)
+    except ConfigError as error:
+        raise ConfigError(f"checkpoint {source!r}: {error}") from None

@@ -115,6 +115,8 @@ class AlignedPixelDetector(Detector[PixelArgs], Generic[PixelArgs]):
             if key not in state or state[key].shape != self._shape:
                 found = state[key].shape if key in state else "no such array"
                 raise ConfigError(f"{self.name}: the state's {key} must have shape {self._shape}, got {found}")
+            if state[key].dtype.kind not in "fiu" or not np.isfinite(state[key]).all():
+                raise ConfigError(f"{self.name}: the state's {key} must hold finite numbers only")
         copy = type(self)(self.arguments)
         copy._state = {key: np.ascontiguousarray(state[key], dtype=np.float32) for key in self.state_names}
         copy._center = copy._state[self.state_names[0]]

@@ -9,6 +9,8 @@ from pydantic import model_validator
 from pyimgano_dask.settings.knob import Block, knob
 
 MEDIAN_KSIZES = (3, 5)
+# Larger kernels than any map in use; beyond them OpenCV hangs or runs out of memory.
+MAX_KSIZE = 4095
 
 RoiXyxyNorm = tuple[float, float, float, float]
 
@@ -25,9 +27,10 @@ class MapSmoothing(Block):
         "Median and gaussian raise an even size by one; median allows 3 and 5.",
         flag="--defect-map-smoothing-ksize",
         ge=0,
+        le=MAX_KSIZE,
     )
     sigma: float = knob(
-        0.0, "Standard deviation of gaussian smoothing in pixels.", flag="--defect-map-smoothing-sigma", ge=0
+        0.0, "Standard deviation of gaussian smoothing in pixels.", flag="--defect-map-smoothing-sigma", ge=0, le=500
     )
 
     @property
@@ -152,10 +155,18 @@ class DefectSettings(Block):
         None, "Drop components whose mean pixel score is smaller.", flag="--defect-min-score-mean"
     )
     open_ksize: int = knob(
-        0, "Morphological opening of the mask with a square of this side; 0 is off.", flag="--defect-open-ksize", ge=0
+        0,
+        "Morphological opening of the mask with a square of this side; 0 is off.",
+        flag="--defect-open-ksize",
+        ge=0,
+        le=MAX_KSIZE,
     )
     close_ksize: int = knob(
-        0, "Morphological closing of the mask with a square of this side; 0 is off.", flag="--defect-close-ksize", ge=0
+        0,
+        "Morphological closing of the mask with a square of this side; 0 is off.",
+        flag="--defect-close-ksize",
+        ge=0,
+        le=MAX_KSIZE,
     )
     fill_holes: bool = knob(False, "Fill the holes of the mask.", flag="--defect-fill-holes")
     max_regions: int | None = knob(

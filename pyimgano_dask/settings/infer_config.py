@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,12 +12,9 @@ from typing import Any
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import Block
 from pyimgano_dask.settings.run import InferSettings
+from pyimgano_dask.urls import is_url
 
 SCHEMA_VERSION = 1
-# Written by exporters for people and auditors to read; nothing here acts on them.
-INFORMATIVE_KEYS = frozenset(
-    {"category", "from_run", "environment", "checkpoint", "pyimgano_version", "split_fingerprint"}
-)
 PER_CATEGORY_KEYS = ("threshold", "threshold_provenance", "checkpoint")
 
 
@@ -35,11 +33,17 @@ def read_infer_config(path: str, category: str | None = None) -> InferConfigFile
     Raises ConfigError when the file is missing, is not a JSON object, is of a newer schema, holds several
     categories and none is named, or refers to a checkpoint that is not there.
     """
+    from pyimgano_dask.storage.files import open_binary
+
     try:
-        with open(path, encoding="utf-8") as file:
-            payload = json.load(file)
-    except OSError as error:
-        raise ConfigError(f"infer config {path!r} cannot be read: {error.strerror}") from None
+        with open_binary(path) as file:
+            payload = json.loads(file.read().decode("utf-8"))
+    except (OSError, ImportError) as error:
+        raise ConfigError(
+            f"infer config {path!r} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"infer config {path!r} is nested too deeply to be one") from None
     except ValueError as error:
         raise ConfigError(f"infer config {path!r} is not valid JSON: {error}") from None
     if not isinstance(payload, dict):
@@ -64,8 +68,12 @@ def read_infer_config(path: str, category: str | None = None) -> InferConfigFile
 
 def _select_category(payload: dict[str, Any], category: str | None, path: str) -> dict[str, Any]:
     categories = payload.pop("per_category", None)
-    if not isinstance(categories, dict):
+    if categories is None:
+        if category is not None:
+            raise ConfigError(f"--infer-category: {path} has no per_category block, so {category!r} is not in it")
         return payload
+    if not isinstance(categories, dict):
+        raise ConfigError(f"{path}: per_category: {json.dumps(categories)} is not an object of categories")
     known = ", ".join(sorted(categories)) or "none"
     chosen = category
     if chosen is None:
@@ -86,8 +94,7 @@ def _unknown_keys(payload: Mapping[str, Any], block: type[Block], prefix: str = 
     for key, value in payload.items():
         field = block.model_fields.get(key)
         if field is None:
-            if prefix or key not in INFORMATIVE_KEYS:
-                yield prefix + key
+            yield prefix + key
         elif isinstance(value, dict) and isinstance(field.annotation, type) and issubclass(field.annotation, Block):
             yield from _unknown_keys(value, field.annotation, f"{prefix}{key}.")
 
@@ -104,14 +111,42 @@ def _find_checkpoint(payload: Mapping[str, Any], config_path: str) -> str | None
         return None
     if not isinstance(named, str) or not named:
         raise ConfigError(f"{config_path}: {key}: {json.dumps(named)} is not allowed; expected the path of a file")
-    if "://" in named or os.path.isabs(named):
+    if is_url(named) or os.path.isabs(named):
+        _check_sha256(named, block, config_path)
         return named
-    beside = os.path.dirname(os.path.abspath(config_path))
+    beside = os.path.dirname(config_path if is_url(config_path) else os.path.abspath(config_path))
     folders = [beside, os.path.dirname(beside)]
     if isinstance(payload.get("from_run"), str):
         folders.append(payload["from_run"])
-    candidates = [os.path.normpath(os.path.join(folder, named)) for folder in folders]
+    from pyimgano_dask.storage.files import is_file
+
+    candidates = [_join(folder, named) for folder in folders]
     for candidate in candidates:
-        if os.path.isfile(candidate):
+        if is_file(candidate):
+            _check_sha256(candidate, block, config_path)
             return candidate
     raise ConfigError(f"{config_path}: {key}: {named!r} is in none of {', '.join(candidates)}")
+
+
+def _join(folder: str, name: str) -> str:
+    path = os.path.join(folder, name)
+    return path if is_url(folder) else os.path.normpath(path)
+
+
+def _check_sha256(path: str, block: object, config_path: str) -> None:
+    """Refuse a checkpoint that is not the file the config was written for; a missing one is told when it is read."""
+    expected = block.get("sha256") if isinstance(block, dict) else None
+    from pyimgano_dask.storage.files import is_file, open_binary
+
+    if not isinstance(expected, str) or not is_file(path):
+        return
+    with open_binary(path) as file:
+        digest = hashlib.sha256()
+        while block_bytes := file.read(1 << 20):
+            digest.update(block_bytes)
+    found = digest.hexdigest()
+    if found != expected.lower():
+        raise ConfigError(
+            f"{config_path}: checkpoint.sha256: {path!r} has {found}, the config names {expected}; "
+            "it is another file, or a damaged one"
+        )

@@ -18,10 +18,10 @@ SCHEMA_NAME = "infer_config.schema.json"
 
 HEAD = """# Every knob
 
-Generated from the settings by `make docs`. A knob has one home, in `pyimgano_dask/settings/`: its flag, its config key (the path
-in `infer_config.json` and in job files), its type, bounds and default all come from there. An explicit flag wins over the config,
-the config over the default, also when the value equals the default. Switches have a `--no-` form. From Python
-(`pyimgano_dask.infer`) a knob's keyword is its flag with underscores.
+Generated from the settings by `make docs`. A knob has one home, in `pyimgano_dask/settings/`: its flag, its config
+key (the path in `infer_config.json` and in job files), its type, bounds and default all come from there. An
+explicit flag wins over the config, the config over the default, also when the value equals the default. Switches
+have a `--no-` form. From Python (`pyimgano_dask.infer`) a knob's keyword is its flag with underscores.
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import numbers
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pyimgano_dask.errors import ConfigError
-from pyimgano_dask.settings.catalog import Knob, Path, describe_faults, knobs_by_dest
+from pyimgano_dask.settings.catalog import Knob, Path, describe_faults, knobs, knobs_by_dest
 from pyimgano_dask.settings.infer_config import InferConfigFile
 from pyimgano_dask.settings.run import InferSettings
 
@@ -38,15 +38,16 @@ def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) ->
 
     Raises ConfigError naming every faulty flag and JSON path.
     """
-    tree: dict[str, Any] = json.loads(json.dumps(config.payload)) if config else {}
+    tree: Mapping[str, Any] = config.payload if config else {}
     for knob, value in given.items():
-        block = tree
-        for name in knob.path[:-1]:
-            block = block.setdefault(name, {})
-        block[knob.path[-1]] = value
+        tree = _with_value(tree, knob.path, value)
+    for knob in knobs():
+        value = _value_at(tree, knob.path)
+        if isinstance(value, list) and (knob.width is not None or knob.is_repeatable):
+            tree = _with_value(tree, knob.path, tuple(value))
     names = {knob.path: knob.flag for knob in given if knob.flag}
     try:
-        settings = InferSettings.model_validate_json(json.dumps(tree))
+        settings = InferSettings.model_validate(tree)
     except ValidationError as error:
         where = f"{config.path}: " if config else ""
         lines = [line if line.startswith("--") else where + line for line in describe_faults(error, names)]
@@ -59,8 +60,30 @@ def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) ->
     )
 
 
+def _with_value(tree: Mapping[str, Any], path: Path, value: Any) -> Mapping[str, Any]:
+    """A copy of `tree` with `value` at `path`; where a block on the way is no object it stays, for the fault it is."""
+    name, *rest = path
+    if not rest:
+        return {**tree, name: value}
+    block = tree.get(name, {})
+    return {**tree, name: _with_value(block, tuple(rest), value)} if isinstance(block, Mapping) else tree
+
+
+def _value_at(tree: Any, path: Path) -> Any:
+    for name in path:
+        if not isinstance(tree, Mapping):
+            return None
+        tree = tree.get(name)
+    return tree
+
+
 def _plain(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    """A path as text, a number of another library (numpy) as Python's own."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, int) else value
 
 
 def given_by_keyword(keywords: Mapping[str, Any]) -> dict[Knob, Any]:

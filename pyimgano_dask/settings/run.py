@@ -29,6 +29,7 @@ class InputSettings(Block):
         flag="--max-image-pixels",
         metavar="N",
         ge=1,
+        le=2**40,
     )
 
 
@@ -120,7 +121,7 @@ class DataflowSettings(Block):
         None, "Threads or processes to use (default: one a core).", flag="--workers", metavar="N", ge=1
     )
     batch_size: int = knob(
-        0, f"Inputs a task works on; 0 takes {DEFAULT_BATCH_SIZE}.", flag="--batch-size", metavar="N", ge=0
+        0, f"Inputs a task works on; 0 takes {DEFAULT_BATCH_SIZE}.", flag="--batch-size", metavar="N", ge=0, le=10**6
     )
     run_dir: str | None = knob(
         None,
@@ -150,11 +151,27 @@ class DataflowSettings(Block):
         )
 
 
+class CheckpointSettings(Block):
+    """The fitted detector an infer config belongs to; `model.checkpoint_path` once it is found."""
+
+    path: str | None = knob(
+        None, "Saved state of the detector, looked up beside the config, in its parent folder, then in from_run."
+    )
+    sha256: str | None = knob(None, "Checksum the file must have, in hexadecimal.")
+
+
 class InferSettings(Block):
     """Everything `pyimgano-infer` can be told. An infer config is this tree, or a part of it, as JSON."""
 
     schema_version: int = knob(1, "Version of this file format.", ge=1, le=1)
+    category: str | None = knob(None, "Category this config is for.")
+    per_category: dict[str, Any] | None = knob(
+        None, "By category: the threshold, threshold_provenance and checkpoint that replace the ones beside it."
+    )
+    from_run: str | None = knob(None, "Folder of the run this config was exported from.")
+    environment: dict[str, Any] | None = knob(None, "Versions the config was made with, for people to read.")
     model: ModelSettings = ModelSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     training: TrainingSettings = TrainingSettings()
     inputs: InputSettings = InputSettings()
     adaptation: AdaptationSettings = AdaptationSettings()

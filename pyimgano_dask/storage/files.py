@@ -59,6 +59,15 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
         yield file
 
 
+def is_file(path: str) -> bool:
+    """Whether there is a file at a local path or URL."""
+    local = local_path(path)
+    if local is not None:
+        return os.path.isfile(local)
+    filesystem, remote = fsspec.core.url_to_fs(path)
+    return bool(filesystem.isfile(remote))
+
+
 def write_atomic(path: str, *parts: Part) -> None:
     """Write `parts`, one after the other, as the whole content of `path`.
 

@@ -7,6 +7,7 @@ calls, and any process may make any of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,12 +15,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
-from zarr.errors import ContainsArrayError
+from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from pyimgano_dask.errors import InputError, RunError
 from pyimgano_dask.storage.files import local_path
 
 StoredDtype = Literal["uint8", "float32"]
+
+_ARRAY_NAME = re.compile(r"[1-9]\d*x[1-9]\d*")
 
 # Level 1: a batch of 32 maps of 640x640 takes 0.16 s and 12.6 MB, level 3 0.24 s and 12.5 MB, level 6 0.36 s
 # and 12.3 MB; masks are tiny at every level. The checksum (4 bytes a row) costs nothing measurable and lets a
@@ -28,8 +31,18 @@ _COMPRESSOR = ZstdCodec(level=1, checksum=True)
 
 
 def create_store(path: str) -> None:
-    """Create the store, an empty zarr v3 group; fine when it exists. Done once, before any `write_rows`."""
-    zarr.open_group(_store(path), mode="a", zarr_format=3)
+    """Create the store, a zarr v3 group without rows; done once, before any `write_rows`.
+
+    Rows of an earlier run are removed, anything else in the group is left alone. Raises RunError when `path` holds
+    another kind of zarr store.
+    """
+    try:
+        group = zarr.open_group(_store(path), mode="a", zarr_format=3)
+    except (ContainsArrayError, ContainsGroupError, FileNotFoundError) as error:
+        raise RunError(f"{path!r} is not a zarr v3 group ({error}); name a new store or remove this one") from error
+    for name in list(group.array_keys()):
+        if _ARRAY_NAME.fullmatch(name):
+            del group[name]
 
 
 def write_rows(

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_main_job.py [--peer PATH_TO/pyimgano-infer] [--runs N]
 
-400 normal and 900 test images of 256×256; `vision_pixel_mad_map` with defects, masks, overlays and maps. With `--peer`, the
-command of the single-process package (installed in an environment of its own) runs the same job in turn with ours, pair by
-pair, so that a drift of the machine's speed cancels out of the ratio.
+400 normal and 900 test images of 256×256; `vision_pixel_mad_map` with defects, masks, overlays and maps. With
+`--peer`, the command of the single-process package (installed in an environment of its own) runs the same job in turn
+with ours, pair by pair, so that a drift of the machine's speed cancels out of the ratio.
 """
 
 from __future__ import annotations

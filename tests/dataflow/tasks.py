@@ -50,6 +50,14 @@ def fail_at_three(chunk: Chunk, common: None) -> int:
     return chunk.index
 
 
+def leave_file_and_fail_at_six(chunk: Chunk, folder: str) -> int:
+    """Leaves a file named after the chunk, then raises for chunk 6."""
+    index = leave_file(chunk, folder)
+    if index == 6:
+        raise LookupError("chunk 6 is odd")
+    return index
+
+
 def die_at_three(chunk: Chunk, common: None) -> int:
     """Kills its own process at chunk 3, as the system does when memory runs out."""
     if chunk.index == 3:

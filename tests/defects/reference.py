@@ -223,10 +223,7 @@ def measure_regions(mask: np.ndarray, scores: np.ndarray, settings: DefectSettin
 
 def rounded(region: dict[str, Any]) -> dict[str, Any]:
     names = {"score_max", "score_mean", "fill_ratio", "aspect_ratio", "solidity"}
-    return {
-        name: round(value, 6) if name in names and value is not None else value
-        for name, value in region.items()
-    }
+    return {name: round(value, 6) if name in names and value is not None else value for name, value in region.items()}
 
 
 def are_near(a: dict[str, Any], b: dict[str, Any], max_gap_px: int) -> bool:

@@ -53,9 +53,7 @@ def defect_settings(draw: st.DrawFn) -> DefectSettings:
         roi_xyxy_norm=draw(maybe(st.tuples(*[st.floats(-0.2, 1.2)] * 4))),
         border_ignore_px=draw(st.sampled_from((0, 0, 1, 3, 30))),
         map_smoothing=draw(map_smoothings()),
-        hysteresis=Hysteresis(
-            enabled=draw(st.booleans()), low=draw(maybe(levels())), high=draw(maybe(levels()))
-        ),
+        hysteresis=Hysteresis(enabled=draw(st.booleans()), low=draw(maybe(levels())), high=draw(maybe(levels()))),
         shape_filters=ShapeFilters(
             min_fill_ratio=draw(maybe(st.floats(0, 1))),
             max_aspect_ratio=draw(maybe(st.floats(1, 6))),

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pyimgano_dask.defects import extract_defects, scale_to_image
+from pyimgano_dask.defects import MapStats, extract_defects, scale_to_image
 from pyimgano_dask.errors import ConfigError, InputError
-from pyimgano_dask.settings.defects import DefectSettings, Hysteresis, MergeNearby, ShapeFilters
+from pyimgano_dask.settings.defects import DefectSettings, Hysteresis, MapSmoothing, MergeNearby, ShapeFilters
 from tests.defects import reference
 from tests.defects.strategies import anomaly_maps, defect_settings, levels
 
@@ -45,9 +45,7 @@ def test_agrees_with_the_plain_implementation(
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2), (1, 2)])
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
-def test_the_smallest_maps_agree_with_the_plain_implementation(
-    shape: tuple[int, int], data: st.DataObject
-) -> None:
+def test_the_smallest_maps_agree_with_the_plain_implementation(shape: tuple[int, int], data: st.DataObject) -> None:
     anomaly_map = np.random.default_rng(data.draw(st.integers(0, 99))).random(shape, dtype=np.float32)
     controls, pixel_threshold = data.draw(defect_settings()), data.draw(levels())
 
@@ -60,9 +58,7 @@ def test_the_smallest_maps_agree_with_the_plain_implementation(
 
 @settings(max_examples=60, deadline=None)
 @given(anomaly_maps(), defect_settings(), levels())
-def test_regions_partition_the_mask(
-    anomaly_map: np.ndarray, controls: DefectSettings, pixel_threshold: float
-) -> None:
+def test_regions_partition_the_mask(anomaly_map: np.ndarray, controls: DefectSettings, pixel_threshold: float) -> None:
     controls = controls.model_copy(update={"max_regions": None})
 
     found = extract_defects(anomaly_map, controls, pixel_threshold=pixel_threshold)
@@ -161,30 +157,35 @@ def test_a_region_of_interest_without_area_holds_nothing() -> None:
     assert found.to_record() == {"regions": [], "map_stats_roi": {"max": 0.0, "mean": 0.0}}
 
 
-def test_a_hole_cut_open_by_the_region_of_interest_stays_filled() -> None:
+def test_a_hole_that_the_region_of_interest_cuts_open_is_not_filled() -> None:
     anomaly_map = np.ones((5, 10), np.float32)
     anomaly_map[2, 5] = 0
-    controls = DefectSettings(roi_xyxy_norm=(0.0, 0.0, 0.6, 1.0), fill_holes=True, close_ksize=0)
+    cut = DefectSettings(roi_xyxy_norm=(0.0, 0.0, 0.6, 1.0), fill_holes=True)
+
+    assert extract_defects(anomaly_map, cut, pixel_threshold=0.5).mask[2, 5] == 0
+    assert extract_defects(anomaly_map, DefectSettings(fill_holes=True), pixel_threshold=0.5).mask.all()
+
+
+def test_a_region_cut_down_to_a_line_has_a_null_solidity() -> None:
+    """Outside the region of interest the score is 0, which reaches the threshold, until the mask is clipped."""
+    controls = DefectSettings(roi_xyxy_norm=(0.0, 0.0, 0.25, 1.0), shape_filters=ShapeFilters(min_solidity=0.5))
+
+    found = extract_defects(np.ones((4, 4), np.float32), controls, pixel_threshold=0.0)
+
+    [record] = found.to_record()["regions"]
+    assert record["bbox_xyxy"] == [0, 0, 0, 3]
+    assert record["solidity"] is None
+
+
+def test_scores_are_read_from_the_smoothed_map_and_the_statistics_from_the_raw_one() -> None:
+    anomaly_map = np.zeros((5, 5), np.float32)
+    anomaly_map[2, 2] = 9
+    controls = DefectSettings(map_smoothing=MapSmoothing(method="box", ksize=3), min_score_max=0.5)
 
     found = extract_defects(anomaly_map, controls, pixel_threshold=0.5)
 
-    assert found.mask[2, 5] == 0
-    assert found.regions[0].area == 29
-
-
-def test_a_defect_without_hull_area_carries_a_null_solidity() -> None:
-    anomaly_map = np.zeros((8, 12), np.float32)
-    anomaly_map[2:6, 5:8] = 1
-    controls = DefectSettings(
-        roi_xyxy_norm=(0.0, 0.0, 0.5, 1.0),
-        shape_filters=ShapeFilters(min_solidity=0.5),
-        close_ksize=3,
-    )
-
-    found = extract_defects(anomaly_map, controls, pixel_threshold=0.5)
-
-    assert found.regions == ()
-    assert extract_defects(anomaly_map, PLAIN, pixel_threshold=0.5).regions[0].area == 12
+    assert (found.regions[0].area, found.regions[0].score_max) == (9, 1.0)
+    assert found.map_stats_roi == MapStats(max=9.0, mean=0.36)
 
 
 def test_the_threshold_is_compared_as_float32() -> None:

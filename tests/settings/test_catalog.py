@@ -112,7 +112,23 @@ def test_model_kwargs_take_a_json_object(text: str) -> None:
 def test_a_roi_takes_four_numbers() -> None:
     with pytest.raises(ConfigError, match="--roi-xyxy-norm: '0 0 1 right' is not 4 numbers"):
         given("--roi-xyxy-norm", "0", "0", "1", "right")
-    assert list(given("--roi-xyxy-norm", "0", "0.5", "1", "-.5").values()) == [(0, 0.5, 1, -0.5)]
+    assert (0, 0.5, 1, -0.5) in given("--roi-xyxy-norm", "0", "0.5", "1", "-.5").values()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--defect-open-ksize", "1000000000"),
+        ("--defect-close-ksize", "1000000000"),
+        ("--defect-map-smoothing-ksize", "1000000000"),
+        ("--defect-map-smoothing-sigma", "1e9"),
+        ("--batch-size", "1000000000000"),
+        ("--max-image-pixels", "100000000000000000000"),
+    ],
+)
+def test_a_number_that_no_machine_can_work_with_is_refused(flag: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=flag):
+        resolve(given(flag, value))
 
 
 def test_an_unknown_scheduler_is_answered_with_what_is_known() -> None:

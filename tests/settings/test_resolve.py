@@ -102,13 +102,13 @@ def test_a_config_block_that_is_no_object_is_told_beside_a_flag_of_it(tmp_path: 
 
 
 def test_flag_faults_bear_the_flag_and_config_faults_the_file_and_path(tmp_path: Path) -> None:
-    path = write_config(tmp_path, {"schema_version": 1, "defects": {"min_area": -1, "open_ksize": -1}})
+    path = write_config(tmp_path, {"schema_version": 1, "defects": {"min_area": -1, "border_ignore_px": -1}})
     with pytest.raises(ConfigError) as caught:
-        load(path, "--defect-open-ksize=-2")
+        load(path, "--defect-border-ignore-px=-2")
     assert sorted(str(caught.value).splitlines()) == sorted(
         [
             f"{path}: defects.min_area: -1 is not allowed; expected a whole number ≥ 0",
-            "--defect-open-ksize: -2 is not allowed; expected a whole number ≥ 0",
+            "--defect-border-ignore-px: -2 is not allowed; expected a whole number ≥ 0",
         ]
     )
 

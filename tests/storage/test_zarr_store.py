@@ -207,3 +207,22 @@ def test_what_cannot_be_read_is_a_read_error(tmp_path: Path) -> None:
     shard.write_bytes(damaged)
     with pytest.raises(InputError, match="cannot read row 1"):
         read_row(str(tmp_path), "6x5", 1)
+
+
+def test_a_new_run_starts_without_the_rows_of_the_last(tmp_path: Path) -> None:
+    store = str(tmp_path / "masks.zarr")
+    create_store(store)
+    rows = {0: np.full((3, 4), 255, np.uint8)}
+    write_rows(store, rows, start=0, n_inputs=5, batch_size=2, dtype="uint8")
+    zarr.create_array(store, name="notes", shape=(1,), dtype="int8")
+    create_store(store)
+    assert sorted(zarr.open_group(store, mode="r").array_keys()) == ["notes"]
+    write_rows(store, rows, start=0, n_inputs=9, batch_size=3, dtype="uint8")
+    np.testing.assert_array_equal(read_row(store, "3x4", 0), rows[0])
+
+
+def test_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
+    store = str(tmp_path / "masks.zarr")
+    zarr.create_array(store, shape=(1,), dtype="int8")
+    with pytest.raises(RunError, match="not a zarr v3 group"):
+        create_store(store)

@@ -1,0 +1,250 @@
+"""What is found to be wrong before any work: exit 2, in words, and nothing is written or run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyimgano_dask.cli.infer import main
+from tests.cli.command import CAN_BE_DENIED, command, everything_in
+from tests.cli.conftest import MODEL, Trained
+
+
+class Place:
+    """A folder with one input image; `refused` runs the command there."""
+
+    def __init__(self, folder: Path, trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.trained = trained
+        self._capsys = capsys
+        (folder / "images" / "sub").mkdir(parents=True)
+        (folder / "part.png").write_bytes(Path(trained.parts.test_good[0]).read_bytes())
+        (folder / "images" / "sub" / "one.png").write_bytes((folder / "part.png").read_bytes())
+        (folder / "file").write_text("a file")
+        (folder / "empty").mkdir()
+
+    def refused(self, *arguments: str, source: Sequence[str] | None = None, given: str = "part.png") -> list[str]:
+        """Lines of standard error of a run that ends with 2 and leaves everything as it was."""
+        before = everything_in(self.folder)
+        where = ["--input", given] if given else []
+        code = main([*(self.trained.source if source is None else source), *where, *arguments])
+        printed = self._capsys.readouterr()
+        assert code == 2, printed.err
+        assert printed.out == ""
+        assert everything_in(self.folder) == before
+        lines = printed.err.splitlines()
+        assert all(line.startswith("pyimgano-infer: error: ") for line in lines)
+        return [line.removeprefix("pyimgano-infer: error: ") for line in lines]
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path, trained, capsys)
+
+
+class TestInputs:
+    def test_missing_altogether(self, place: Place) -> None:
+        (line,) = place.refused(given="")
+        assert line.startswith("--input is missing")
+
+    @pytest.mark.parametrize(
+        ("given", "reason"),
+        [
+            ("gone.png", "no such file"),
+            ("gone", "no such file"),
+            ("gone/*.png", "no image is found"),
+            ("empty", "no image is found"),
+            ("file", "not that of an image"),
+            ("@gone.txt", "No such file"),
+            ("@file.txt", "the list is empty"),
+            ("", "the path is empty"),
+            ("nowhere://x.png", "nowhere"),
+        ],
+    )
+    def test_unusable(self, place: Place, given: str, reason: str) -> None:
+        (place.folder / "file.txt").write_bytes(b"\r\n\n   \n")
+        (line,) = place.refused("--input", given, given="part.png")
+        assert line.startswith(f"--input: input {given!r}: ")
+        assert reason in line
+
+    def test_all_unusable_ones_are_named(self, place: Place) -> None:
+        lines = place.refused("--input", "gone.png", "empty", "--input", "file")
+        assert [line.split(":")[1] for line in lines] == [" input 'gone.png'", " input 'empty'", " input 'file'"]
+
+    def test_training_images_alike(self, place: Place) -> None:
+        for given in ("gone", "empty"):
+            (line,) = place.refused("--train-dir", given, source=["--model", MODEL])
+            assert line.startswith(f"--train-dir: input {given!r}: ")
+
+
+class TestOutputs:
+    @pytest.mark.parametrize("flag", ["--save-maps", "--save-masks", "--save-overlays", "--run-dir"])
+    @pytest.mark.parametrize("path", ["file", "file/below"])
+    def test_a_folder_that_is_a_file(self, place: Place, flag: str, path: str) -> None:
+        (line,) = place.refused("--defects", "--pixel-threshold", "3", flag, path)
+        assert line.startswith(f"{flag}: ")
+        assert "is a file" in line
+
+    @pytest.mark.parametrize("flag", ["--save-maps", "--save-masks", "--save-overlays", "--run-dir"])
+    def test_a_folder_that_cannot_be(self, place: Place, flag: str) -> None:
+        (line,) = place.refused("--defects", "--pixel-threshold", "3", flag, "/proc/pyimgano")
+        assert line.startswith(f"{flag}: ")
+        assert "'/proc/pyimgano'" in line
+
+    @pytest.mark.parametrize(
+        ("path", "reason"), [("empty", "folder"), ("/proc/out.jsonl", "cannot write"), ("file/out.jsonl", "is a file")]
+    )
+    def test_a_jsonl_that_cannot_be_written(self, place: Place, path: str, reason: str) -> None:
+        (line,) = place.refused("--save-jsonl", path)
+        assert line.startswith("--save-jsonl: ")
+        assert reason in line
+
+    def test_a_jsonl_that_is_a_pipe_or_a_device(self, place: Place) -> None:
+        pipe = place.folder / "pipe"
+        os.mkfifo(pipe)
+        (line,) = place.refused("--save-jsonl", "pipe")
+        assert line.startswith("--save-jsonl: 'pipe'")
+        assert stat.S_ISFIFO(pipe.lstat().st_mode)
+
+    @pytest.mark.parametrize(
+        ("flags", "folders"),
+        [
+            (["--save-masks", "out", "--save-overlays", "out/"], ("--save-masks", "--save-overlays")),
+            (["--save-masks", "out", "--save-overlays", "./x/../out"], ("--save-masks", "--save-overlays")),
+            (["--save-masks", "out", "--mask-format", "npy", "--save-maps", "out"], ("--save-masks", "--save-maps")),
+            (
+                ["--save-masks", "o.zarr", "--mask-format", "zarr", "--save-maps", "o.zarr"],
+                ("--save-masks", "--save-maps"),
+            ),
+        ],
+    )
+    def test_two_kinds_of_files_in_one_folder(self, place: Place, flags: list[str], folders: tuple[str, str]) -> None:
+        (line,) = place.refused("--defects", "--pixel-threshold", "3", *flags)
+        assert all(flag in line for flag in folders)
+        assert "same" in line
+
+    @pytest.mark.parametrize("folder", ["images", "images/", "images/sub/new", "link"])
+    def test_pictures_among_the_inputs(self, place: Place, folder: str) -> None:
+        (place.folder / "link").symlink_to("images")
+        for flags in (["--save-overlays", folder], ["--defects", "--pixel-threshold", "3", "--save-masks", folder]):
+            (line,) = place.refused(*flags, given="images")
+            assert line.startswith(flags[-2])
+            assert "--input" in line
+
+    def test_pictures_among_the_training_images(self, place: Place) -> None:
+        (line,) = place.refused("--train-dir", "images", "--save-overlays", "images/seen", source=["--model", MODEL])
+        assert "--save-overlays" in line
+        assert "--train-dir" in line
+
+    def test_all_faults_are_told_at_once(self, place: Place) -> None:
+        arguments = ["--defects", "--pixel-threshold", "3", "--save-masks", "file", "--save-overlays", "images/new"]
+        lines = place.refused(*arguments, "--save-jsonl", "empty", given="images")
+        assert sorted(line.partition(":")[0] for line in lines) == ["--save-jsonl", "--save-masks", "--save-overlays"]
+
+    def test_masks_without_defects(self, place: Place) -> None:
+        (line,) = place.refused("--save-masks", "out")
+        assert "--save-masks needs --defects" in line
+
+    @pytest.mark.skipif(not CAN_BE_DENIED, reason="root may write everywhere, and setpriv is not installed")
+    def test_a_read_only_folder(self, place: Place, trained: Trained) -> None:
+        locked = place.folder / "locked"
+        locked.mkdir(mode=0o555)
+        before = everything_in(place.folder)
+        arguments = ["--defects", "--pixel-threshold", "3", "--save-masks", "locked", "--save-jsonl", "locked/o.jsonl"]
+        answer = command(*trained.source, "--input", "part.png", *arguments, cwd=place.folder)
+        assert answer.code == 2
+        assert [line.split(": ")[2] for line in answer.stderr.splitlines()] == ["--save-masks", "--save-jsonl"]
+        assert answer.stderr.count("Permission denied") == 2
+        assert everything_in(place.folder) == before
+
+
+class TestThresholds:
+    def test_no_pixel_threshold_names_the_three_ways(self, place: Place) -> None:
+        (line,) = place.refused("--defects")
+        assert all(way in line for way in ("--pixel-threshold T", "--train-dir", "--infer-config"))
+
+    def test_a_strategy_alone_is_no_threshold(self, place: Place) -> None:
+        for strategy in ("fixed", "infer_config"):
+            (line,) = place.refused("--defects", "--pixel-threshold-strategy", strategy)
+            assert "--pixel-threshold T" in line
+
+
+class Trap:
+    """Pickles into a call that makes a folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("sprung",))
+
+
+class TestDetector:
+    def test_neither_training_images_nor_a_checkpoint(self, place: Place) -> None:
+        (line,) = place.refused(source=["--model", MODEL])
+        assert "--train-dir" in line
+        assert "--checkpoint-path" in line
+
+    def test_bad_arguments_are_all_named(self, place: Place) -> None:
+        kwargs = '{"resize": 3, "topk": 7, "color": "blue"}'
+        lines = place.refused("--model-kwargs", kwargs, source=["--model", MODEL])
+        assert [line.partition(":")[0] for line in lines] == [
+            "model_kwargs.resize",
+            "model_kwargs.color",
+            "model_kwargs.topk",
+        ]
+
+    @pytest.mark.parametrize("name", ["part.pkl", "part.npz"])
+    def test_a_pickle_is_refused_and_never_run(self, place: Place, name: str) -> None:
+        if name.endswith(".npz"):
+            np.savez(place.folder / name, median=np.array([Trap()], dtype=object))
+        else:
+            (place.folder / name).write_bytes(pickle.dumps(Trap()))
+        (line,) = place.refused("--checkpoint-path", name, source=["--model", MODEL])
+        assert repr(name) in line
+        assert not (place.folder / "sprung").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "reason"), [("gone.npz", "No such file"), ("empty", "directory"), ("file", "npz")]
+    )
+    def test_a_checkpoint_that_is_none(self, place: Place, name: str, reason: str) -> None:
+        (line,) = place.refused("--checkpoint-path", name, source=["--model", MODEL])
+        assert repr(name) in line
+        assert reason in line
+
+    def test_a_damaged_checkpoint(self, place: Place, trained: Trained) -> None:
+        data = bytearray(Path(trained.checkpoint).read_bytes())
+        data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+        (place.folder / "worn.npz").write_bytes(data)
+        (line,) = place.refused("--checkpoint-path", "worn.npz", source=["--model", MODEL])
+        assert "'worn.npz'" in line
+
+    def test_a_checkpoint_of_another_detector(self, place: Place, trained: Trained) -> None:
+        source = ["--model", "vision_pixel_gaussian_map", "--checkpoint-path", trained.checkpoint]
+        (line,) = place.refused(source=source)
+        assert MODEL in line
+        assert "vision_pixel_gaussian_map" in line
+
+    def test_a_checkpoint_of_another_size(self, place: Place) -> None:
+        (line,) = place.refused("--model-kwargs", '{"resize_hw": [32, 32]}')
+        assert "(32, 32)" in line
+        assert "(64, 64)" in line
+
+    def test_a_checkpoint_with_another_checksum(self, place: Place, trained: Trained) -> None:
+        config = {
+            "schema_version": 1,
+            "model": {"name": MODEL},
+            "checkpoint": {"path": trained.checkpoint, "sha256": "0" * 64},
+        }
+        (place.folder / "c.json").write_text(json.dumps(config))
+        (line,) = place.refused(source=["--infer-config", "c.json"])
+        assert trained.checkpoint in line
+        assert "sha256" in line
