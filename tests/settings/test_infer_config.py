@@ -163,7 +163,7 @@ def test_a_file_nested_without_end_is_refused_in_words(tmp_path: Path) -> None:
 
 def test_deep_notes_in_an_informative_key_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "deep.json"
-    path.write_text('{"schema_version": 1, "environment": ' + "[" * 300 + "]" * 300 + "}")
+    path.write_text('{"schema_version": 1, "environment": {"notes": ' + "[" * 300 + "]" * 300 + "}}")
     assert load(str(path)).warnings == ()
 
 
