@@ -31,8 +31,3 @@ def chunked(inputs: Iterable[str], size: int) -> Iterator[Chunk]:
     while taken := tuple(islice(source, size)):
         yield Chunk(index, index * size, taken)
         index += 1
-
-
-def n_chunks(n_inputs: int, size: int) -> int:
-    """How many chunks `chunked` makes of `n_inputs` inputs."""
-    return -(-n_inputs // size)

@@ -43,8 +43,6 @@ from pyimgano_dask.errors import InputError
 
 Pixels = NDArray[np.uint8]
 
-DEFAULT_MAX_IMAGE_PIXELS = 268_435_456
-
 # Fixed limits of OpenCV's readers (CV_IO_MAX_IMAGE_PIXELS, CV_IO_MAX_IMAGE_WIDTH and _HEIGHT).
 _OPENCV_MAX_PIXELS = 2**30
 _OPENCV_MAX_SIDE = 2**20

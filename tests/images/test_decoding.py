@@ -18,7 +18,6 @@ from PIL import Image, ImageOps
 
 from pyimgano_dask.errors import InputError
 from pyimgano_dask.images.decoding import (
-    DEFAULT_MAX_IMAGE_PIXELS,
     decode_gray_and_rgb,
     decode_image,
     max_file_bytes,
@@ -162,7 +161,7 @@ class TestPixels:
 class TestGrayAndRgb:
     @pytest.mark.parametrize("name", EVERY_FILE)
     def test_equals_both_single_readings(self, name: str) -> None:
-        gray, rgb = decode_gray_and_rgb(EVERY_FILE[name], max_pixels=DEFAULT_MAX_IMAGE_PIXELS)
+        gray, rgb = decode_gray_and_rgb(EVERY_FILE[name], max_pixels=2**28)
         np.testing.assert_array_equal(gray, decode(EVERY_FILE[name], "gray"))
         np.testing.assert_array_equal(rgb, decode(EVERY_FILE[name]))
 
@@ -170,8 +169,8 @@ class TestGrayAndRgb:
         levels = np.arange(0, 256, 3, dtype=np.uint8)
         cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(len(levels), -1, 3)
         data = encode(Image.fromarray(cube), "PNG")
-        gray, rgb = decode_gray_and_rgb(data, max_pixels=DEFAULT_MAX_IMAGE_PIXELS)
-        alone = decode_image(data, "gray", max_pixels=DEFAULT_MAX_IMAGE_PIXELS)
+        gray, rgb = decode_gray_and_rgb(data, max_pixels=2**28)
+        alone = decode_image(data, "gray", max_pixels=2**28)
         np.testing.assert_array_equal(gray, alone)
         np.testing.assert_array_equal(rgb, cube)
 
@@ -190,9 +189,6 @@ class TestGrayAndRgb:
 
 
 class TestLimits:
-    def test_default_is_two_to_the_28(self) -> None:
-        assert DEFAULT_MAX_IMAGE_PIXELS == 2**28
-
     def test_file_bytes_hold_16_bit_rgba(self) -> None:
         assert max_file_bytes(0) == 2**20
         assert max_file_bytes(1000) - max_file_bytes(0) == 8 * 1000
@@ -213,10 +209,10 @@ class TestLimits:
         bmp = bytearray(EVERY_FILE["BMP RGB"])
         bmp[18:26] = struct.pack("<ii", side, side)
         jpeg = EVERY_FILE["JPEG RGB"].replace(struct.pack(">HH", HEIGHT, WIDTH), b"\xff\xf0\xff\xf0", 1)
-        assert fault_of(png(side, side), DEFAULT_MAX_IMAGE_PIXELS) == "ImageTooLargeError"
+        assert fault_of(png(side, side), 2**28) == "ImageTooLargeError"
         assert fault_of(bytes(webp), 16383 * 16383 - 1) == "ImageTooLargeError"
-        assert fault_of(jpeg, DEFAULT_MAX_IMAGE_PIXELS) == "ImageTooLargeError"
-        assert fault_of(bytes(bmp), DEFAULT_MAX_IMAGE_PIXELS) in ("ImageTooLargeError", "TruncatedImageError")
+        assert fault_of(jpeg, 2**28) == "ImageTooLargeError"
+        assert fault_of(bytes(bmp), 2**28) in ("ImageTooLargeError", "TruncatedImageError")
 
     @pytest.mark.parametrize(("width", "height"), [(2**20 + 1, 1), (1, 2**20 + 1), (2**16, 2**16)])
     def test_beyond_the_decoder(self, width: int, height: int) -> None:
