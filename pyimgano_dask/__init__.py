@@ -15,13 +15,14 @@ from pyimgano_dask.errors import ConfigError, PyimganoDaskError, RunError
 from pyimgano_dask.version import __version__
 
 if TYPE_CHECKING:
-    from pyimgano_dask.api import infer
+    from pyimgano_dask.api import infer, rescore
     from pyimgano_dask.defects import Defects, Region, extract_defects
     from pyimgano_dask.settings.defects import DefectSettings
 
 # Imported when first used, so that a command line that only prints its help starts at once.
 _HOMES = {
     "infer": "pyimgano_dask.api",
+    "rescore": "pyimgano_dask.api",
     "extract_defects": "pyimgano_dask.defects",
     "Defects": "pyimgano_dask.defects",
     "Region": "pyimgano_dask.defects",
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "extract_defects",
     "infer",
+    "rescore",
 ]
 
 

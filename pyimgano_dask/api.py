@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from pyimgano_dask.settings.commands import INFER, RESCORE
 from pyimgano_dask.settings.infer_config import read_infer_config
+from pyimgano_dask.settings.rescoring import resolve_rescoring
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 
 if TYPE_CHECKING:
-    from pyimgano_dask.dataflow.run import RunSummary
+    from pyimgano_dask.dataflow.inspection import RunSummary
 
 
 def infer(
@@ -32,8 +35,30 @@ def infer(
     from pyimgano_dask.dataflow.run import run
 
     config = read_infer_config(os.fspath(infer_config), infer_category) if infer_config is not None else None
-    resolved = resolve(given_by_keyword(settings), config)
+    resolved = resolve(given_by_keyword(settings, INFER), config)
+    return _with_records(lambda unsaved: run(resolved, unsaved))
+
+
+def rescore(
+    *, infer_config: str | os.PathLike[str] | None = None, infer_category: str | None = None, **settings: Any
+) -> RunSummary:
+    """Extract the defects of stored anomaly maps, as the command `pyimgano-rescore` does.
+
+    Give `from_run=` (the run folder of an earlier `infer`) or `maps=`; every other keyword is a flag with underscores,
+    and wins over the config, which wins over the settings of the run. The answer and the errors are those of `infer`.
+    """
+    from pyimgano_dask.dataflow.rescore import rescore
+
+    config = None
+    if infer_config is not None:
+        config = read_infer_config(os.fspath(infer_config), infer_category, with_checkpoint=False)
+    rescoring = resolve_rescoring(given_by_keyword(settings, RESCORE), config)
+    return _with_records(lambda unsaved: rescore(rescoring, unsaved))
+
+
+def _with_records(start: Callable[[BinaryIO], RunSummary]) -> RunSummary:
+    """The summary of a run whose records can be read back."""
     unsaved = tempfile.TemporaryFile()  # noqa: SIM115 - the answer reads from it and closes it with itself
-    summary = run(resolved, unsaved)
+    summary = start(unsaved)
     summary.unsaved_records = unsaved
     return summary

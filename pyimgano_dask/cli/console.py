@@ -5,13 +5,20 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rich import box
+from rich.bar import Bar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from pyimgano_dask.settings.defects import DefectSettings
+
 if TYPE_CHECKING:
-    from pyimgano_dask.dataflow.run import RunSummary
+    from pyimgano_dask.dataflow.inspection import RunSummary
+    from pyimgano_dask.defects import Waterfall
+
+BAR_WIDTH = 6
 
 
 class TerminalProgress:
@@ -51,7 +58,7 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     """Counts, thresholds, times, and where to look."""
     for warning in summary.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
-    table = Table(title=f"{summary.detector_name} · {summary.scheduler}", show_header=False, title_justify="left")
+    table = Table(title=f"{summary.source} · {summary.scheduler}", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("inputs", _share(summary.n_inputs - summary.n_errors, summary.n_inputs, "done"))
@@ -82,10 +89,72 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         if path is not None:
             table.add_row(label, Text(path))
     console.print(table)
+    if summary.waterfall:
+        console.print(_waterfall_table(summary.waterfall, summary.settings.defects))
     for path, message in summary.errors:
         console.print(Text(f"  {path!r}: {message}", style="red"), soft_wrap=True)
     if summary.n_errors > len(summary.errors):
         console.print(f"  … and {summary.n_errors - len(summary.errors)} more errors")
+
+
+def _waterfall_table(waterfall: Waterfall, defects: DefectSettings) -> Table:
+    """What was thresholded, what each control took away, what is reported: over all images."""
+    from pyimgano_dask.defects import REPORTED, THRESHOLDED
+
+    table = Table(
+        title="from thresholded pixels to reported regions (dropped, and left)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("control", no_wrap=True)
+    for title in ("components", "left", "pixels", "left"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", width=BAR_WIDTH)
+    most = max(step.pixels_left for step in waterfall)
+    for step in waterfall:
+        is_end = step.control in (THRESHOLDED, REPORTED)
+        table.add_row(
+            step.control if is_end else f"{step.control} [dim]{setting_in_words(step.control, defects)}[/]",
+            "" if is_end else _change(step.components, 0),
+            f"{step.components_left:,}",
+            "" if is_end else _change(step.pixels, step.pixels_added),
+            f"{step.pixels_left:,}",
+            Bar(most, 0, step.pixels_left, width=BAR_WIDTH, color="green" if step.control == REPORTED else "cyan"),
+            style="bold" if is_end else "",
+        )
+    return table
+
+
+def _change(dropped: int, added: int) -> str:
+    """`−12`, `−12 +3` where pixels came in too, a dot where nothing changed."""
+    words = [f"−{dropped:,}" if dropped else "", f"+{added:,}" if added else ""]
+    return " ".join(filter(None, words)) or "·"
+
+
+def setting_in_words(control: str, defects: DefectSettings) -> str:
+    """The value of a control, by the name that explanations give it."""
+    match control:
+        case "roi_xyxy_norm" | "roi_clip":
+            return " ".join(f"{edge:g}" for edge in defects.roi_xyxy_norm or ())
+        case "map_smoothing":
+            smoothing = defects.map_smoothing
+            size = f" {smoothing.ksize} px" if smoothing.ksize else f" σ {smoothing.sigma:g}"
+            return smoothing.method + size
+        case "hysteresis":
+            low, high = defects.hysteresis.low, defects.hysteresis.high
+            return f"{'half' if low is None else f'{low:g}'} / {'threshold' if high is None else f'{high:g}'}"
+        case "min_fill_ratio" | "max_aspect_ratio" | "min_solidity":
+            return f"{getattr(defects.shape_filters, control):g}"
+        case "merge_nearby":
+            return f"{defects.merge_nearby.max_gap_px} px"
+        case "border_ignore_px" | "open_ksize" | "close_ksize" | "min_area":
+            return f"{getattr(defects, control)} px"
+        case "fill_holes":
+            return ""
+        case _:
+            return f"{getattr(defects, control):g}"
 
 
 def _share(part: int, whole: int, what: str) -> str:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyimgano_dask.errors import ConfigError
-from pyimgano_dask.settings.catalog import Knob, knobs
+from pyimgano_dask.settings.catalog import Knob
+from pyimgano_dask.settings.commands import Command, knobs_of
 
 GROUP_TITLES: Mapping[str, str] = {
     "model": "detector",
     "training": "normal images",
     "inputs": "images to inspect",
+    "stored": "stored maps, exactly one",
     "adaptation": "anomaly maps",
     "defects": "defects",
     "output": "output",
     "dataflow": "dataflow",
 }
+
+
+_NEGATIVE = re.compile(r"-\.?\d")
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -27,13 +33,13 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=110)
 
 
-def add_knobs(parser: argparse.ArgumentParser, taken: Iterable[str] = ()) -> None:
-    """Add the flag of every knob to `parser`, grouped by block, but those in `taken`.
+def add_knobs(parser: argparse.ArgumentParser, command: Command, taken: Iterable[str] = ()) -> None:
+    """Add the flag of every knob of a command to `parser`, grouped by block, but those in `taken`.
 
     Values stay text: the catalogue parses them, so that all faults are reported in the same words.
     """
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for knob in knobs():
+    for knob in knobs_of(command):
         if knob.flag is None or knob.flag in taken:
             continue
         title = GROUP_TITLES[knob.path[0]]
@@ -41,12 +47,29 @@ def add_knobs(parser: argparse.ArgumentParser, taken: Iterable[str] = ()) -> Non
         group.add_argument(knob.flag, dest=knob.dest, default=argparse.SUPPRESS, help=_help(knob), **_shape(knob))
 
 
-def explicit_values(arguments: Mapping[str, Any]) -> dict[Knob, Any]:
+def attach_negative_values(argv: Sequence[str], command: Command) -> list[str]:
+    """Write a flag and the negative value after it as one word, which argparse would take for another flag.
+
+    >>> from pyimgano_dask.settings.commands import INFER
+    >>> attach_negative_values(["--pixel-threshold", "-1e-3"], INFER)
+    ['--pixel-threshold=-1e-3']
+    """
+    takes_one = {knob.flag for knob in knobs_of(command) if not (knob.is_switch or knob.is_repeatable or knob.width)}
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in takes_one and _NEGATIVE.match(word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def explicit_values(arguments: Mapping[str, Any], command: Command) -> dict[Knob, Any]:
     """The knobs given on the command line; raises ConfigError naming every value that cannot be read."""
     values: dict[Knob, Any] = {}
     faults = []
-    for knob in knobs():
-        if knob.flag is None or arguments.get(knob.dest) is None:
+    for knob in knobs_of(command):
+        if arguments.get(knob.dest) is None:
             continue
         raw = arguments[knob.dest]
         try:
@@ -65,7 +88,9 @@ def _shape(knob: Knob) -> dict[str, Any]:
         return {"action": "extend", "nargs": "+", "metavar": knob.metavar}
     if knob.width is not None:
         return {"nargs": knob.width, "metavar": tuple((knob.metavar or "").split())}
-    placeholder = "{" + ",".join(knob.choices) + "}" if knob.choices else knob.metavar or "N"
+    placeholder = knob.metavar or ("{" + ",".join(knob.choices) + "}" if knob.choices else "N")
+    if knob.bare is not None:
+        return {"nargs": "?", "const": knob.bare, "metavar": placeholder}
     return {"metavar": placeholder}
 
 

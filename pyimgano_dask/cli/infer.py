@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pyimgano_dask.cli.flags import HelpFormatter, add_knobs, explicit_values
-from pyimgano_dask.errors import ConfigError, PyimganoDaskError
-from pyimgano_dask.settings.infer_config import read_infer_config
+from pyimgano_dask.cli.flags import HelpFormatter, add_knobs, attach_negative_values, explicit_values
+from pyimgano_dask.cli.shell import EXIT_CODES, config_of, guarded, inspected
+from pyimgano_dask.settings.commands import INFER
 from pyimgano_dask.settings.resolve import resolve
 from pyimgano_dask.version import __version__
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-INTERRUPTED = 130
 
 
 def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentParser:
@@ -27,8 +20,7 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
         prog=prog,
         description="Score images, extract their defects and write records, masks, maps and overlays: "
         "the same bytes on any scheduler.",
-        epilog="Exit codes: 0 every input done, 1 the run could not finish, 2 bad flags, config or files, "
-        "3 finished but some inputs have an error record.",
+        epilog=EXIT_CODES,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -47,7 +39,7 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
     parser.add_argument("--json", action="store_true", help="With --list-models or --model-info: print JSON.")
     parser.add_argument("--debug", action="store_true", help="Print the traceback of an error.")
     parser.add_argument("--version", action="version", version=f"pyimgano-dask {__version__}")
-    add_knobs(parser, taken=("--model",))
+    add_knobs(parser, INFER, taken=("--model",))
     return parser
 
 
@@ -58,70 +50,25 @@ def main(
     config_flags: Sequence[str] = ("--infer-config",),
 ) -> int:
     """Run the command; returns its exit code."""
-    arguments = vars(build_parser(prog, config_flags).parse_args(argv))
-    try:
-        if arguments["list_models"] or arguments["model_info"] is not None:
-            from pyimgano_dask.cli.discovery import discover
-
-            return discover(arguments)
-        return _infer(arguments, prog)
-    except PyimganoDaskError as error:
-        if arguments["debug"]:
-            traceback.print_exc()
-            return error.exit_code
-        for line in str(error).splitlines():
-            print(f"{prog}: error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of standard output has left; nothing more can be said there, not even at exit.
-        sys.stderr.write(f"{prog}: error: standard output was closed before all records were written\n")
-        _silence_stdout()
-        return 1
-    except Exception as error:
-        if arguments["debug"]:
-            raise
-        print(
-            f"{prog}: error: {type(error).__name__}: {error} (run again with --debug for the details)", file=sys.stderr
-        )
-        return 1
+    words = attach_negative_values(sys.argv[1:] if argv is None else argv, INFER)
+    arguments = vars(build_parser(prog, config_flags).parse_args(words))
+    return guarded(prog, lambda: _work(arguments, prog), debug=arguments["debug"])
 
 
-def _infer(arguments: dict[str, Any], prog: str) -> int:
-    config = None
-    if arguments["infer_config"] is None and arguments["infer_category"] is not None:
-        raise ConfigError("--infer-category chooses among the categories of an --infer-config; give both or neither")
-    if arguments["infer_config"] is not None:
-        config = read_infer_config(arguments["infer_config"], arguments["infer_category"])
-    resolved = resolve(explicit_values(arguments), config)
+def _work(arguments: dict[str, Any], prog: str) -> int:
+    if arguments["list_models"] or arguments["model_info"] is not None:
+        from pyimgano_dask.cli.discovery import discover
+
+        return discover(arguments)
+    resolved = resolve(explicit_values(arguments, INFER), config_of(arguments))
     for warning in resolved.warnings:
         print(f"{prog}: warning: {warning}", file=sys.stderr)
 
-    from rich.console import Console
-
-    from pyimgano_dask.cli.console import print_summary
     from pyimgano_dask.dataflow.run import run
 
-    console = Console(stderr=True)
-    with _progress(console, resolved.settings.dataflow.progress) as progress:
-        summary = run(resolved, sys.stdout.buffer, progress)
-    print_summary(summary, console)
-    return summary.exit_code
-
-
-def _progress(console: Console, wanted: bool | None) -> Any:
-    from pyimgano_dask.cli.console import TerminalProgress
-
-    shown = console.is_terminal if wanted is None else wanted
-    return TerminalProgress(console) if shown else nullcontext()
-
-
-def _silence_stdout() -> None:
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return inspected(
+        lambda progress: run(resolved, sys.stdout.buffer, progress), progress=resolved.settings.dataflow.progress
+    )
 
 
 if __name__ == "__main__":

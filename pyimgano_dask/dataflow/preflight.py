@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
+from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector
 from pyimgano_dask.detectors.registry import find_detector_type
 from pyimgano_dask.errors import ConfigError
-from pyimgano_dask.images.listing import InputList
+from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
+from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
-from pyimgano_dask.settings.run import InferSettings
+from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
 from pyimgano_dask.storage.files import check_writable, open_binary, resolve
 from pyimgano_dask.urls import is_url
 
@@ -29,37 +32,86 @@ class Preflight:
     n_inputs: int
     training: InputList | None
     detector: Detector[Any]
+    references: References | None
     pixel_threshold_source: PixelThresholdSource | None
     base_dir: str
+
+    def reader(self, settings: InferSettings, *, with_display: bool = False) -> Reader:
+        """How images are read for the detector."""
+        return Reader(
+            self.base_dir, self.detector.color, settings.inputs.max_image_pixels, with_display, self.references
+        )
+
+
+@dataclass(frozen=True)
+class InputFolder:
+    """Something that is read, by the flag that names it: files of this kind must not be written into it."""
+
+    flag: str
+    spec: str
+    kind: FileKind = IMAGES
 
 
 def check(resolved: Resolved, base_dir: str) -> Preflight:
     """Check inputs, detector, thresholds and outputs; raises ConfigError."""
     settings = resolved.settings
-    inputs = _listed(settings.inputs.input, base_dir, "--input")
+    if settings.stored != StoredMapSettings():
+        raise ConfigError("stored: stored maps are scored anew by pyimgano-rescore; leave the block out here")
+    inputs = listed(settings.inputs.input, base_dir, "--input")
     training = None
+    sources = [InputFolder("--input", spec) for spec in settings.inputs.input]
     if settings.training.train_dir is not None:
-        training = _listed((settings.training.train_dir,), base_dir, "--train-dir")
+        training = listed((settings.training.train_dir,), base_dir, "--train-dir")
+        sources.append(InputFolder("--train-dir", settings.training.train_dir))
     detector = _make_detector(settings, base_dir)
+    references = _find_references(settings, detector, base_dir)
+    if settings.model.reference_dir is not None:
+        sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
     if not detector.is_fitted and training is None:
         raise ConfigError(
             f"{detector.name} must be fitted before it can score: give normal images with --train-dir DIR, "
             "or a saved state with --checkpoint-path FILE"
         )
     source = _pixel_threshold_source(resolved) if settings.defects.enabled else None
-    _check_outputs(settings, base_dir)
-    return Preflight(inputs, inputs.count(), training, detector, source, base_dir)
+    check_outputs(settings, base_dir, sources)
+    return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir)
 
 
-def _listed(specs: tuple[str, ...], base_dir: str, flag: str) -> InputList:
+def listed(specs: tuple[str, ...], base_dir: str, flag: str, kind: FileKind = IMAGES) -> InputList:
+    """The inputs of a flag, known to be there; raises ConfigError naming the flag."""
     if not specs:
-        raise ConfigError(f"{flag} is missing; give an image, a folder, a glob or @list.txt")
-    listed = InputList(specs, base_dir=base_dir)
+        raise ConfigError(f"{flag} is missing; give an {kind.noun}, a folder, a glob or @list.txt")
+    inputs = InputList(specs, base_dir=base_dir, kind=kind)
+    with _named(flag):
+        inputs.check()
+    return inputs
+
+
+@contextmanager
+def _named(flag: str) -> Iterator[None]:
+    """Put the flag before each line of a ConfigError."""
     try:
-        listed.check()
+        yield
     except ConfigError as error:
         raise ConfigError("\n".join(f"{flag}: {line}" for line in str(error).splitlines())) from None
-    return listed
+
+
+def _find_references(settings: InferSettings, detector: Detector[Any], base_dir: str) -> References | None:
+    folder = settings.model.reference_dir
+    if folder is None:
+        if detector.needs_reference:
+            raise ConfigError(
+                f"{detector.name} compares each image with a defect-free one: give --reference-dir DIR, a folder of "
+                "images of the same names, or one image for all"
+            )
+        return None
+    if not detector.needs_reference:
+        raise ConfigError(
+            f"--reference-dir: {detector.name} compares with no reference; leave it out or choose a detector that does "
+            "(--list-models --tags reference)"
+        )
+    with _named("--reference-dir"):
+        return find_references(folder, base_dir=base_dir)
 
 
 def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
@@ -110,21 +162,25 @@ def _pixel_threshold_source(resolved: Resolved) -> PixelThresholdSource:
     )
 
 
-def _check_outputs(settings: InferSettings, base_dir: str) -> None:
+def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]) -> None:
+    """Raise ConfigError unless every output can be written, and none would join what is read from `sources`."""
     faults: list[str] = []
     claimed: dict[tuple[str, str], str] = {}
-    sources = [("--input", spec) for spec in settings.inputs.input]
-    if settings.training.train_dir is not None:
-        sources.append(("--train-dir", settings.training.train_dir))
     for flag, path, suffix in _output_folders(settings):
-        folder = _real(path, base_dir)
+        folder = real_path(path, base_dir)
         other = claimed.setdefault((folder, suffix), flag)
         if other != flag:
             faults.append(f"{flag} and {other} are the same folder {path!r}; their files have the same names, take two")
         faults += [
-            f"{flag}: {path!r} lies inside the {role} folder {spec!r}, whose images it would join; take another folder"
-            for role, spec in sources
-            if suffix == ".png" and _lies_inside(folder, _real(spec, base_dir))
+            f"{flag}: {path!r} lies inside the {source.flag} folder {source.spec!r}, "
+            f"whose {source.kind.noun}s it would join; take another folder"
+            for source in sources
+            if source.kind.has_suffix(f"x{suffix}") and _lies_inside(folder, real_path(source.spec, base_dir))
+        ]
+        faults += [
+            f"{flag}: {path!r} is what {source.flag} reads; take another folder"
+            for source in sources
+            if suffix == ".zarr" and folder == real_path(source.spec, base_dir)
         ]
         try:
             check_writable(folder)
@@ -159,12 +215,13 @@ def _output_folders(settings: InferSettings) -> Iterator[tuple[str, str, str]]:
     if output.save_masks is not None:
         yield "--save-masks", output.save_masks, f".{settings.defects.mask_format}"
     if output.save_overlays is not None:
-        yield "--save-overlays", output.save_overlays, ".png"
+        yield "--save-overlays", output.save_overlays, f".{output.overlay_format}"
     if settings.dataflow.run_dir is not None:
         yield "--run-dir", settings.dataflow.run_dir, ".jsonl"
 
 
-def _real(path: str, base_dir: str) -> str:
+def real_path(path: str, base_dir: str) -> str:
+    """The path with its links resolved; URLs as they are."""
     resolved = resolve(path, base_dir)
     return resolved if is_url(resolved) else os.path.realpath(resolved)
 

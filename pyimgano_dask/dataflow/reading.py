@@ -9,6 +9,7 @@ from pyimgano_dask.detectors.base import Color, Image
 from pyimgano_dask.errors import InputError
 from pyimgano_dask.images.decoding import decode_gray_and_rgb, decode_image, max_file_bytes
 from pyimgano_dask.images.reading import read_bytes
+from pyimgano_dask.images.references import References
 
 # Pixels of decoded images a task holds at once; one image may exceed it on its own.
 GROUP_PIXELS = 1 << 24
@@ -16,12 +17,22 @@ GROUP_PIXELS = 1 << 24
 
 @dataclass(frozen=True)
 class Loaded:
-    """One decoded input: `image` in the detector's colour, `display` RGB (H, W, 3) where overlays are drawn."""
+    """One decoded input: `image` in the detector's colour, `display` RGB (H, W, 3) where overlays are drawn.
+
+    `reference` is the defect-free image it is compared with, for detectors that need one.
+    """
 
     index: int
     path: str
     image: Image
     display: Image | None
+    reference: Image | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the image and its reference together."""
+        images = [self.image] if self.reference is None else [self.image, self.reference]
+        return sum(image.shape[0] * image.shape[1] for image in images)
 
 
 @dataclass(frozen=True)
@@ -41,10 +52,11 @@ class Reader:
     color: Color
     max_pixels: int
     with_display: bool = False
+    references: References | None = None
 
     def read(self, index: int, path: str) -> Loaded:
-        """Read and decode one input; raises InputError of the stage `read`."""
-        data = read_bytes(path, base_dir=self.base_dir, max_bytes=max_file_bytes(self.max_pixels))
+        """Read and decode one input without its reference; raises InputError of the stage `read`."""
+        data = self._bytes(path)
         if self.with_display and self.color == "gray":
             image, display = decode_gray_and_rgb(data, max_pixels=self.max_pixels)
             return Loaded(index, path, image, display)
@@ -56,15 +68,35 @@ class Reader:
         loaded: list[Loaded] = []
         failed: list[Failed] = []
         pixels = 0
+        last_reference: tuple[str, Image] | None = None
         for index, path in rows:
             try:
-                loaded.append(self.read(index, path))
+                item = self.read(index, path)
+                if self.references is not None:
+                    wanted = self.references.path_for(path)
+                    if last_reference is None or last_reference[0] != wanted:
+                        last_reference = wanted, self._read_reference(path, wanted)
+                    item = Loaded(index, path, item.image, item.display, last_reference[1])
             except InputError as error:
                 failed.append(Failed(index, path, error))
                 continue
-            pixels += loaded[-1].image.shape[0] * loaded[-1].image.shape[1]
+            loaded.append(item)
+            pixels += item.pixels
             if pixels >= GROUP_PIXELS:
                 yield loaded, failed
                 loaded, failed, pixels = [], [], 0
         if loaded or failed:
             yield loaded, failed
+
+    def _bytes(self, path: str) -> bytes:
+        return read_bytes(path, base_dir=self.base_dir, max_bytes=max_file_bytes(self.max_pixels))
+
+    def _read_reference(self, path: str, reference: str) -> Image:
+        try:
+            return decode_image(self._bytes(reference), self.color, max_pixels=self.max_pixels)
+        except InputError as error:
+            if error.kind == "FileNotFoundError":
+                raise InputError(
+                    "read", "MissingReferenceError", f"no reference for {path!r}: there is no {reference!r}"
+                ) from None
+            raise InputError("read", error.kind, f"the reference {reference!r}: {error.message}") from None

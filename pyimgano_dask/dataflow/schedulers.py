@@ -30,7 +30,7 @@ from pyimgano_dask.errors import ConfigError, RunError
 
 Common = TypeVar("Common")
 Result = TypeVar("Result")
-Task = Callable[[Chunk, Common], Result]
+Task = Callable[[Chunk[Any], Common], Result]
 Merge = Callable[[Sequence[Result]], Result]
 
 # Chunks of one local graph. Below 100 so that Dask's order of independent partitions, by key, is nearly numeric.
@@ -49,13 +49,17 @@ class Scheduler(ABC):
 
     @abstractmethod
     def run(
-        self, task: Task[Common, Result], chunks: Iterable[Chunk], common: Common, on_result: Callable[[Result], None]
+        self,
+        task: Task[Common, Result],
+        chunks: Iterable[Chunk[Any]],
+        common: Common,
+        on_result: Callable[[Result], None],
     ) -> None:
         """Call `task` on every chunk; `on_result` gets each result in this thread, in any order."""
 
     @abstractmethod
     def reduce(
-        self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk], common: Common
+        self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk[Any]], common: Common
     ) -> Result:
         """Join the results of `task` on every chunk, always in the order of the chunks."""
 
@@ -112,7 +116,7 @@ class _ByInitializer(_Named):
         return _common_of_this_process
 
 
-def _run_partition(partition: Iterable[Chunk], task: Task[Any, Any], shared: Any) -> list[Any]:
+def _run_partition(partition: Iterable[Chunk[Any]], task: Task[Any, Any], shared: Any) -> list[Any]:
     return [task(chunk, shared.value) for chunk in partition]
 
 
@@ -147,7 +151,11 @@ class LocalScheduler(Scheduler):
         self._workers = workers
 
     def run(
-        self, task: Task[Common, Result], chunks: Iterable[Chunk], common: Common, on_result: Callable[[Result], None]
+        self,
+        task: Task[Common, Result],
+        chunks: Iterable[Chunk[Any]],
+        common: Common,
+        on_result: Callable[[Result], None],
     ) -> None:
         with self._place(common) as (shared, options):
             for slab in _slabs(chunks):
@@ -160,7 +168,7 @@ class LocalScheduler(Scheduler):
                         on_result(result)
 
     def reduce(
-        self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk], common: Common
+        self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk[Any]], common: Common
     ) -> Result:
         with self._place(common) as (shared, options):
             partials = [_reduction(slab, task, shared, merge).compute(**options) for slab in _slabs(chunks)]
@@ -198,7 +206,11 @@ class ClusterScheduler(Scheduler):
         self._client = client
 
     def run(
-        self, task: Task[Common, Result], chunks: Iterable[Chunk], common: Common, on_result: Callable[[Result], None]
+        self,
+        task: Task[Common, Result],
+        chunks: Iterable[Chunk[Any]],
+        common: Common,
+        on_result: Callable[[Result], None],
     ) -> None:
         from distributed import as_completed
 
@@ -219,7 +231,7 @@ class ClusterScheduler(Scheduler):
                 pending.update(self._submit(task, source, shared, len(batch)))
 
     def reduce(
-        self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk], common: Common
+        self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk[Any]], common: Common
     ) -> Result:
         with _cluster_faults_in_words():
             shared = self._scatter(common)
@@ -229,7 +241,7 @@ class ClusterScheduler(Scheduler):
     def describe(self) -> str:
         return f"cluster {self._client.scheduler.address}, {self._n_threads()} worker threads"
 
-    def _submit(self, task: Task[Any, Any], source: Iterator[Chunk], shared: Any, count: int) -> list[Any]:
+    def _submit(self, task: Task[Any, Any], source: Iterator[Chunk[Any]], shared: Any, count: int) -> list[Any]:
         chunks = list(islice(source, count))
         futures: list[Any] = self._client.map(_run_chunk, chunks, task=task, shared=shared, pure=False)
         return futures
@@ -267,23 +279,23 @@ def _raise_if_lost(future: Any, result: Any) -> None:
         raise result[1].with_traceback(result[2])
 
 
-def _run_chunk(chunk: Chunk, task: Task[Any, Any], shared: _ByScatter) -> Any:
+def _run_chunk(chunk: Chunk[Any], task: Task[Any, Any], shared: _ByScatter) -> Any:
     return task(chunk, shared.value)
 
 
-def _slabs(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+def _slabs(chunks: Iterable[Chunk[Any]]) -> Iterator[list[Chunk[Any]]]:
     source = iter(chunks)
     while slab := list(islice(source, SLAB)):
         yield slab
 
 
-def _bag(chunks: Sequence[Chunk], task: Task[Any, Any], shared: Any) -> dask.bag.Bag:
+def _bag(chunks: Sequence[Chunk[Any]], task: Task[Any, Any], shared: Any) -> dask.bag.Bag:
     bag = dask.bag.from_sequence(chunks, npartitions=len(chunks))
     mapped: dask.bag.Bag = bag.map_partitions(_run_partition, task=task, shared=shared)
     return mapped
 
 
-def _reduction(chunks: Sequence[Chunk], task: Task[Any, Any], shared: Any, merge: Merge[Any]) -> dask.bag.Item:
+def _reduction(chunks: Sequence[Chunk[Any]], task: Task[Any, Any], shared: Any, merge: Merge[Any]) -> dask.bag.Item:
     join = partial(_join, merge=merge)
     item: dask.bag.Item = _bag(chunks, task, shared).reduction(join, join, split_every=REDUCTION_FAN_IN)
     return item

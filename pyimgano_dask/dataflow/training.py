@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pyimgano_dask.dataflow.plan import Chunk, chunked
 from pyimgano_dask.dataflow.reading import Failed, Reader
 from pyimgano_dask.dataflow.schedulers import Scheduler
+from pyimgano_dask.dataflow.sources import predict
 from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State
 from pyimgano_dask.errors import ConfigError
@@ -69,7 +70,7 @@ def _take(inputs: InputList, chosen: Sequence[int]) -> Iterator[str]:
             position = next(wanted, None)
 
 
-def _accumulate_chunk(chunk: Chunk, common: tuple[Detector[Any], Reader]) -> _FitPartial:
+def _accumulate_chunk(chunk: Chunk[str], common: tuple[Detector[Any], Reader]) -> _FitPartial:
     detector, reader = common
     states: list[State] = []
     failed: list[Failed] = []
@@ -171,7 +172,7 @@ def pixel_quantile(
     return refined_quantile(calibration.pixels, fine)
 
 
-def _calibrate_chunk(chunk: Chunk, task: _CalibrationTask) -> Calibration:
+def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
     scores: list[float] = []
     pixels = None if task.quantile is None else PixelHistogram.empty(task.quantile)
     counts: set[int] = set()
@@ -180,7 +181,7 @@ def _calibrate_chunk(chunk: Chunk, task: _CalibrationTask) -> Calibration:
         failed += unread
         if not loaded:
             continue
-        prediction = task.detector.predict([item.image for item in loaded])
+        prediction = predict(task.detector, loaded)
         scores += prediction.scores.tolist()
         crops = _crops(prediction.maps, task.roi_xyxy_norm)
         counts.update(crop.size for crop in crops)
@@ -210,11 +211,11 @@ def _merge_calibrations(partials: Sequence[Calibration]) -> Calibration:
     )
 
 
-def _refine_chunk(chunk: Chunk, task: _CalibrationTask) -> BucketHistogram:
+def _refine_chunk(chunk: Chunk[str], task: _CalibrationTask) -> BucketHistogram:
     fine = BucketHistogram.of([], task.buckets)
     for loaded, _ in task.reader.groups(chunk.rows()):
         if loaded:
-            maps = task.detector.predict([item.image for item in loaded]).maps
+            maps = predict(task.detector, loaded).maps
             fine = fine.merge(BucketHistogram.of(_crops(maps, task.roi_xyxy_norm), task.buckets))
     return fine
 

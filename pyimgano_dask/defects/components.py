@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-BAND_PIXELS = 1 << 18
-PIXELS_PER_SEGMENT = 8
+BAND_PIXELS = 1 << 15
+PIXELS_PER_SEGMENT = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,10 @@ def components_touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """The components of `mask` that hold a pixel of `seeds`; both are masks, and seeds lie inside the mask."""
     count, labels = cv2.connectedComponentsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_GRANA)
     keep = np.zeros(count, np.bool_)
+    first_of_run = seeds.copy()
+    np.greater(seeds[:, 1:], seeds[:, :-1], out=first_of_run[:, 1:].view(np.bool_))
     flat_labels = labels.ravel()
-    for band, pixels in _foreground_bands(seeds):
+    for band, pixels in _foreground_bands(first_of_run):
         keep[flat_labels[band][pixels]] = True
     return keep_labels(mask, labels, keep)
 
@@ -75,7 +77,9 @@ def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
     count, labels, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_GRANA)
     areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
     boxes = stats[1:, : cv2.CC_STAT_AREA].astype(np.int64)
-    boxes[:, 2:] += boxes[:, :2] - 1
+    for near, far in ((0, 2), (1, 3)):
+        boxes[:, far] += boxes[:, near]
+        boxes[:, far] -= 1
     score_max, score_sum = _score_max_and_sum(mask, labels, scores, count)
     return Components(
         labels=labels,
@@ -83,7 +87,7 @@ def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
         boxes_xyxy=boxes,
         areas=areas,
         centroids_xy=centroids[1:],
-        score_max=score_max[1:].astype(np.float64),
+        score_max=score_max[1:],
         score_mean=score_sum[1:] / areas,
     )
 
@@ -103,21 +107,22 @@ def keep_labels(mask: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> np.nd
 def _score_max_and_sum(
     mask: np.ndarray, labels: np.ndarray, scores: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Largest score (float32) and sum of scores (float64) of each label, (count,) each."""
-    largest = np.full(count, -np.inf, np.float32)
+    """Largest score and sum of scores of each label, float64 (count,) each."""
+    largest = np.full(count, -np.inf)
     total = np.zeros(count, np.float64)
     flat_labels, flat_scores = labels.ravel(), scores.ravel()
     for band, pixels in _foreground_bands(mask):
-        owner, value = flat_labels[band][pixels], flat_scores[band][pixels]
+        owner = flat_labels[band].take(pixels)
+        value = flat_scores[band].take(pixels).astype(np.float64)
         starts = np.flatnonzero(owner[1:] != owner[:-1])
         if PIXELS_PER_SEGMENT * len(starts) < len(owner):
             starts = np.concatenate(([0], starts + 1))
             owner = owner[starts]
             np.maximum.at(largest, owner, np.maximum.reduceat(value, starts))
-            np.add.at(total, owner, np.add.reduceat(value, starts, dtype=np.float64))
+            np.add.at(total, owner, np.add.reduceat(value, starts))
         else:
             np.maximum.at(largest, owner, value)
-            np.add.at(total, owner, value.astype(np.float64))
+            np.add.at(total, owner, value)
     return largest, total
 
 

@@ -12,16 +12,17 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pyimgano_dask.defects.components import Components, keep_labels, measure_components
+from pyimgano_dask.defects.explanation import ROI_CLIP, Explanation, Ledger, Waterfall, open_ledger
 from pyimgano_dask.defects.filters import any_filter_on, passing
 from pyimgano_dask.defects.image_space import boxes_to_image
 from pyimgano_dask.defects.masking import threshold
 from pyimgano_dask.defects.merging import merge_nearby
-from pyimgano_dask.defects.morphology import fill_holes, open_then_close
+from pyimgano_dask.defects.morphology import closed, fill_holes, opened
 from pyimgano_dask.defects.ordering import order_rows
 from pyimgano_dask.defects.regions import RegionTable, round6
 from pyimgano_dask.defects.roi import roi_slices, zero_border, zero_outside_roi
 from pyimgano_dask.defects.smoothing import smooth
-from pyimgano_dask.defects.solidity import solidities
+from pyimgano_dask.defects.solidity import solidities_after
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.defects import DefectSettings
 
@@ -42,19 +43,28 @@ class Defects:
     """What is found on one map.
 
     mask: uint8 (H, W), 255 where defective and 0 elsewhere. regions: a sequence of `Region`, in the order
-    of report.
+    of report. explanation: what each control dropped, where the settings ask for it.
     """
 
     mask: np.ndarray
     regions: RegionTable
     map_stats_roi: MapStats
+    explanation: Explanation | None = None
+
+    @property
+    def waterfall(self) -> Waterfall:
+        """What each control dropped in numbers; empty without an explanation."""
+        return () if self.explanation is None else self.explanation.waterfall
 
     def to_record(self) -> dict[str, Any]:
-        """The regions and map statistics as they stand in a JSONL record."""
-        return {
+        """The regions and map statistics as they stand in a JSONL record, `suppressed` with them when explained."""
+        record: dict[str, Any] = {
             "regions": self.regions.to_records(),
             "map_stats_roi": self.map_stats_roi.to_record(),
         }
+        if self.explanation is not None:
+            record["suppressed"] = self.explanation.to_record()
+        return record
 
 
 def extract_defects(
@@ -76,22 +86,38 @@ def extract_defects(
     raw = np.ascontiguousarray(anomaly_map)
     roi = roi_slices(settings.roi_xyxy_norm, raw.shape)
 
-    scores = zero_border(zero_outside_roi(raw, roi), settings.border_ignore_px)
+    ledger = open_ledger(raw, level, settings)
+
+    scores = zero_outside_roi(raw, roi)
+    ledger.scores("roi_xyxy_norm", scores, on=settings.roi_xyxy_norm is not None)
+    scores = zero_border(scores, settings.border_ignore_px)
+    ledger.scores("border_ignore_px", scores, on=settings.border_ignore_px > 0)
     scores = smooth(scores, settings.map_smoothing)
+    ledger.scores("map_smoothing", scores, on=settings.map_smoothing.method != "none")
     mask = threshold(scores, level, settings.hysteresis)
-    mask = open_then_close(mask, settings.open_ksize, settings.close_ksize)
-    mask, components = _final_mask(mask, scores, roi, settings)
+    ledger.mask("hysteresis", mask, on=settings.hysteresis.enabled)
+    mask = opened(mask, settings.open_ksize)
+    ledger.mask("open_ksize", mask, on=settings.open_ksize > 1)
+    mask = closed(mask, settings.close_ksize)
+    ledger.mask("close_ksize", mask, on=settings.close_ksize > 1)
+    mask, components = _final_mask(mask, scores, roi, settings, ledger)
     table = _region_table(components, settings)
-    if settings.merge_nearby.enabled and settings.merge_nearby.max_gap_px > 0:
+    merges = settings.merge_nearby.enabled and settings.merge_nearby.max_gap_px > 0
+    if merges:
         table = merge_nearby(table, settings.merge_nearby.max_gap_px)
-    rows = order_rows(table, settings.max_regions_sort_by)[: settings.max_regions]
-    return Defects(mask * np.uint8(255), table.take(rows), map_stats(raw[roi]))
+    ledger.regions("merge_nearby", table, on=merges)
+    order = order_rows(table, settings.max_regions_sort_by)
+    ledger.cut(table, order, on=settings.max_regions is not None)
+    reported = table.take(order[: settings.max_regions])
+    return Defects(mask * np.uint8(255), reported, map_stats(raw[roi]), ledger.close())
 
 
 def scale_to_image(defects: Defects, image_hw: tuple[int, int]) -> Defects:
     """The same defects with `bbox_xyxy_image` on each region; `image_hw` is the image's height and width."""
-    boxes = boxes_to_image(defects.regions.boxes_xyxy, defects.mask.shape, image_hw)
-    return replace(defects, regions=replace(defects.regions, boxes_xyxy_image=boxes))
+    map_hw = defects.mask.shape
+    boxes = boxes_to_image(defects.regions.boxes_xyxy, map_hw, image_hw)
+    explanation = None if defects.explanation is None else defects.explanation.scaled_to_image(map_hw, image_hw)
+    return replace(defects, regions=replace(defects.regions, boxes_xyxy_image=boxes), explanation=explanation)
 
 
 def map_stats(inside: np.ndarray) -> MapStats:
@@ -102,7 +128,7 @@ def map_stats(inside: np.ndarray) -> MapStats:
 
 
 def _final_mask(
-    mask: np.ndarray, scores: np.ndarray, roi: tuple[slice, slice], settings: DefectSettings
+    mask: np.ndarray, scores: np.ndarray, roi: tuple[slice, slice], settings: DefectSettings, ledger: Ledger
 ) -> tuple[np.ndarray, Components]:
     """Filter, fill and clip `mask`; label it anew only if filling or clipping changed it."""
     components = None
@@ -112,18 +138,19 @@ def _final_mask(
         keep = np.zeros(len(every) + 1, np.bool_)
         keep[components.numbers] = True
         mask = keep_labels(mask, every.labels, keep)
+        ledger.filtered(every, mask)
     filled = fill_holes(mask) if settings.fill_holes else mask
+    ledger.mask("fill_holes", filled, on=settings.fill_holes)
     clipped = zero_outside_roi(filled, roi)
+    ledger.mask(ROI_CLIP, clipped, on=settings.roi_xyxy_norm is not None)
     if components is None or not np.array_equal(clipped, mask):
-        components = measure_components(clipped, scores)
+        before, components = components, measure_components(clipped, scores)
+        if before is not None and before.solidity is not None:
+            components = replace(components, solidity=solidities_after(components, before, before.solidity, roi))
     return clipped, components
 
 
 def _region_table(components: Components, settings: DefectSettings) -> RegionTable:
-    shape = settings.shape_filters
-    solidity = None
-    if shape.min_solidity is not None:
-        solidity = solidities(components) if components.solidity is None else components.solidity
     return RegionTable(
         ids=np.arange(1, len(components) + 1),
         boxes_xyxy=components.boxes_xyxy,
@@ -131,8 +158,8 @@ def _region_table(components: Components, settings: DefectSettings) -> RegionTab
         centroids_xy=components.centroids_xy,
         score_max=round6(components.score_max),
         score_mean=round6(components.score_mean),
-        solidity=None if solidity is None else round6(solidity),
-        with_shape=shape.any_on,
+        solidity=None if components.solidity is None else round6(components.solidity),
+        with_shape=settings.shape_filters.any_on,
         merged_from_ids={},
     )
 

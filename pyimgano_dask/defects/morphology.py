@@ -6,19 +6,25 @@ import cv2
 import numpy as np
 
 
-def open_then_close(mask: np.ndarray, open_ksize: int, close_ksize: int) -> np.ndarray:
-    """Open, then close `mask` with squares of these sides in pixels; 0 and 1 do nothing.
+def opened(mask: np.ndarray, ksize: int) -> np.ndarray:
+    """Open `mask` with a square of `ksize` pixels a side; 0 and 1 do nothing.
 
-    Pixels outside the map count for neither step. An even square moves what it leaves one pixel to the
-    right and down, as OpenCV's does. A square that covers the map from every pixel is cut down to the
-    smallest that does.
+    Pixels outside the map do not count. An even square moves what it leaves one pixel to the right and down, as
+    OpenCV's does. A square that covers the map from every pixel is cut down to the smallest that does.
     """
-    covers_all = 2 * max(mask.shape)
-    for operation, ksize in ((cv2.MORPH_OPEN, open_ksize), (cv2.MORPH_CLOSE, close_ksize)):
-        if ksize > 1:
-            side = min(ksize, covers_all)
-            mask = cv2.morphologyEx(mask, operation, np.ones((side, side), np.uint8))
-    return mask
+    return _morphed(mask, cv2.MORPH_OPEN, ksize)
+
+
+def closed(mask: np.ndarray, ksize: int) -> np.ndarray:
+    """Close `mask` with a square of `ksize` pixels a side, else as `opened`."""
+    return _morphed(mask, cv2.MORPH_CLOSE, ksize)
+
+
+def _morphed(mask: np.ndarray, operation: int, ksize: int) -> np.ndarray:
+    if ksize <= 1:
+        return mask
+    side = min(ksize, 2 * max(mask.shape))
+    return cv2.morphologyEx(mask, operation, np.ones((side, side), np.uint8))
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:

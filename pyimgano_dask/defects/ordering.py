@@ -26,7 +26,9 @@ def order_rows(table: RegionTable, sort_by: SortBy) -> np.ndarray:
             break
         rows = order[places]
         values = key[rows]
-        ranks = np.lexsort((values, ties)) if ties.any() else np.argsort(values)
+        if not ((values[1:] != values[:-1]) & (ties[1:] == ties[:-1])).any():
+            continue
+        ranks = _ranks(values, ties)
         order[places] = rows[ranks]
         values, ties = values[ranks], ties[ranks]
         differs = np.ones(len(places) + 1, np.bool_)
@@ -34,6 +36,17 @@ def order_rows(table: RegionTable, sort_by: SortBy) -> np.ndarray:
         tied = ~(differs[1:] & differs[:-1])
         places, ties = places[tied], np.cumsum(differs[:-1])[tied]
     return order
+
+
+def _ranks(values: np.ndarray, ties: np.ndarray) -> np.ndarray:
+    """Indices that sort by `ties`, then by `values`."""
+    by_value = np.argsort(values)
+    if not ties.any():
+        return by_value
+    rising = values[by_value]
+    level = np.zeros(len(values), np.int64)
+    level[by_value[1:]] = np.cumsum(rising[1:] != rising[:-1])
+    return np.argsort(ties * len(values) + level)
 
 
 def _keys(table: RegionTable, sort_by: SortBy) -> Iterator[np.ndarray]:

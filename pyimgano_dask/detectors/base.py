@@ -47,6 +47,8 @@ class Detector(ABC, Generic[Arguments]):
     tags: ClassVar[tuple[str, ...]]
     reference: ClassVar[str]
     arguments_type: ClassVar[type[Block]]
+    needs_reference: ClassVar[bool] = False
+    """Whether each image is compared with a defect-free image of its own (`--reference-dir`)."""
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments: Arguments = arguments
@@ -89,8 +91,12 @@ class Detector(ABC, Generic[Arguments]):
         """A fitted copy of this detector."""
 
     @abstractmethod
-    def predict(self, images: Sequence[Image]) -> Prediction:
-        """Score a batch of images. Raises RuntimeError before fitting."""
+    def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
+        """Score a batch of images. Raises RuntimeError before fitting.
+
+        `references` holds one defect-free image for each of `images`, in the same colour and of any size, when
+        the detector `needs_reference`, and nothing otherwise.
+        """
 
     @abstractmethod
     def state(self) -> State:
@@ -104,6 +110,33 @@ class Detector(ABC, Generic[Arguments]):
         """A copy fitted on images held in memory."""
         chosen = [images[index] for index in self.select_training(len(images))]
         return self.finalize(self.accumulate(chosen))
+
+
+class TrainingFreeDetector(Detector[Arguments], Generic[Arguments]):
+    """Base of detectors that learn nothing: normal images only calibrate their thresholds."""
+
+    @property
+    def is_fitted(self) -> bool:
+        return True
+
+    def select_training(self, n_images: int) -> Sequence[int]:
+        return ()
+
+    def accumulate(self, images: Sequence[Image]) -> State:
+        return {}
+
+    @classmethod
+    def merge(cls, states: Sequence[State]) -> State:
+        return {}
+
+    def finalize(self, state: State) -> Self:
+        return self
+
+    def state(self) -> State:
+        return {}
+
+    def with_state(self, state: State) -> Self:
+        return self
 
 
 def parse_arguments(detector_type: type[Detector[Any]], kwargs: Mapping[str, Any]) -> Any:

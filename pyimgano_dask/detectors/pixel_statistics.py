@@ -7,7 +7,6 @@ The answers are those of the detectors of the same names in the package pyimgano
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -16,25 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, State
+from pyimgano_dask.detectors.differences import DifferenceArguments, reduce_channels, score_of
 from pyimgano_dask.detectors.registry import register
 from pyimgano_dask.errors import ConfigError
-from pyimgano_dask.settings.knob import Block, knob
+from pyimgano_dask.settings.knob import knob
 
 MAD_TO_SIGMA = 0.6745  # 0.75 quantile of the standard normal: scales a MAD to a standard deviation
 STATISTICS_BLOCK_ROWS = 64
 
 
-class PixelArguments(Block):
+class PixelArguments(DifferenceArguments):
     """Arguments all aligned-pixel detectors share."""
 
-    contamination: float = knob(0.01, "Expected share of anomalies among the training images.", gt=0, le=0.5)
     resize_hw: tuple[int, int] = knob((256, 256), "Height and width images are compared at.")
-    color: Color = knob("gray", "Compare grey values, or the three channels of RGB.")
-    channel_reduce: Literal["max", "mean", "l2"] = knob(
-        "max", "How the three channels become one value: max, mean, or root mean square (l2)."
-    )
-    reduction: Literal["max", "mean", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
-    topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
 
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""
@@ -138,9 +131,9 @@ class AlignedPixelDetector(Detector[PixelArgs], Generic[PixelArgs]):
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         return np.asarray(resized, dtype=np.uint8)
 
-    def predict(self, images: Sequence[Image]) -> Prediction:
+    def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
         maps = tuple(self._map(image) for image in images)
-        scores = np.array([self._score(anomaly_map) for anomaly_map in maps], dtype=np.float64)
+        scores = np.array([score_of(anomaly_map, self.arguments) for anomaly_map in maps], dtype=np.float64)
         return Prediction(scores, maps)
 
     def _map(self, image: Image) -> NDArray[np.float32]:
@@ -150,42 +143,13 @@ class AlignedPixelDetector(Detector[PixelArgs], Generic[PixelArgs]):
         np.abs(anomaly, out=anomaly)
         anomaly *= self._gain
         if anomaly.ndim == 3:
-            anomaly = _reduce_channels(anomaly, self.arguments.channel_reduce)
+            anomaly = reduce_channels(anomaly, self.arguments.channel_reduce)
         anomaly = self._clip(anomaly)
         height, width = image.shape[:2]
         if anomaly.shape != (height, width):
             anomaly = cv2.resize(anomaly, (width, height), interpolation=cv2.INTER_LINEAR)
             anomaly = self._clip(np.asarray(anomaly, dtype=np.float32))
         return anomaly
-
-    def _score(self, anomaly_map: NDArray[np.float32]) -> float:
-        if self.arguments.reduction == "max":
-            return float(anomaly_map.max())
-        if self.arguments.reduction == "mean":
-            return float(anomaly_map.mean(dtype=np.float64))
-        return topk_mean(anomaly_map, self.arguments.topk)
-
-
-def topk_mean(values: NDArray[np.float32], topk: float) -> float:
-    """Mean of the ceil(topk · n) largest values.
-
-    The sum is exactly rounded (`math.fsum`), so that it does not depend on the order in which a processor's
-    partition happens to leave the values.
-    """
-    flat = values.ravel()
-    count = min(flat.size, max(1, math.ceil(topk * flat.size)))
-    largest = np.partition(flat, flat.size - count)[flat.size - count :]
-    return math.fsum(largest.tolist()) / count
-
-
-def _reduce_channels(values: NDArray[np.float32], mode: Literal["max", "mean", "l2"]) -> NDArray[np.float32]:
-    """(h, w, 3) → (h, w)."""
-    red, green, blue = values[..., 0], values[..., 1], values[..., 2]
-    if mode == "max":
-        return np.maximum(np.maximum(red, green), blue)
-    if mode == "mean":
-        return (red + green + blue) / np.float32(3)
-    return np.asarray(np.sqrt((red * red + green * green + blue * blue) / np.float32(3)), dtype=np.float32)
 
 
 class _MomentDetector(AlignedPixelDetector[PixelArgs], Generic[PixelArgs]):

@@ -47,6 +47,11 @@ class Knob:
         return self._extra.get("metavar")
 
     @property
+    def bare(self) -> str | None:
+        """What the flag means when it is given without a value, None when it needs one."""
+        return self._extra.get("bare")
+
+    @property
     def dest(self) -> str:
         """Keyword of the Python API: the flag's name with underscores, else the last part of the key."""
         return self.flag.removeprefix("--").replace("-", "_") if self.flag else self.path[-1]
@@ -138,12 +143,6 @@ def _walk(block: type[Block], path: Path) -> Iterator[Knob]:
 def knobs() -> tuple[Knob, ...]:
     """Every knob of `InferSettings`, in the order of the tree."""
     return tuple(_walk(InferSettings, ()))
-
-
-@cache
-def knobs_by_dest() -> Mapping[str, Knob]:
-    """Knobs that have a flag, by Python keyword."""
-    return {knob.dest: knob for knob in knobs() if knob.flag is not None}
 
 
 def describe_faults(error: ValidationError, name_of: Mapping[Path, str], root: Path = ()) -> list[str]:

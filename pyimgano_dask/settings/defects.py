@@ -114,6 +114,21 @@ class DefectSettings(Block):
     enabled: bool = knob(
         False, "Extract defects: a binary mask and its regions. Implies --include-maps.", flag="--defects"
     )
+    preset: Literal["industrial-fp40", "industrial-defects-fp40"] | None = knob(
+        None,
+        "Start from a named set of controls, --defects included; every control given beside it wins. "
+        "industrial-defects-fp40 is another name of industrial-fp40.",
+        flag="--defects-preset",
+        metavar="NAME",
+    )
+    explain: Literal["none", "counts", "full"] = knob(
+        "none",
+        "Say why pixels and components were dropped: counts for each control (defects.suppressed), with full also "
+        "each dropped component. Overlays then show the dropped ones dashed.",
+        flag="--explain-defects",
+        metavar="full",
+        bare="counts",
+    )
     image_space: bool = knob(
         False, "Add each region's box in image pixels (bbox_xyxy_image).", flag="--defects-image-space"
     )

@@ -27,28 +27,32 @@ class InferConfigFile:
     warnings: tuple[str, ...]
 
 
-def read_infer_config(path: str, category: str | None = None) -> InferConfigFile:
-    """Read an infer config and pick one category of it.
-
-    Raises ConfigError when the file is missing, is not a JSON object, is of a newer schema, holds several
-    categories and none is named, or refers to a checkpoint that is not there.
-    """
+def read_json_object(path: str, what: str) -> dict[str, Any]:
+    """The JSON object in a local file or at a URL; raises ConfigError naming `what` it should be."""
     from pyimgano_dask.storage.files import open_binary
 
     try:
         with open_binary(path) as file:
             payload = json.loads(file.read().decode("utf-8"))
     except (OSError, ImportError) as error:
-        raise ConfigError(
-            f"infer config {path!r} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise ConfigError(f"{what} {path!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except RecursionError:
-        raise ConfigError(f"infer config {path!r} is nested too deeply to be one") from None
+        raise ConfigError(f"{what} {path!r} is nested too deeply to be one") from None
     except ValueError as error:
-        raise ConfigError(f"infer config {path!r} is not valid JSON: {error}") from None
+        raise ConfigError(f"{what} {path!r} is not valid JSON: {error}") from None
     if not isinstance(payload, dict):
-        raise ConfigError(f"infer config {path!r} must hold a JSON object, got {type(payload).__name__}")
+        raise ConfigError(f"{what} {path!r} must hold a JSON object, got {type(payload).__name__}")
+    return payload
 
+
+def read_infer_config(path: str, category: str | None = None, *, with_checkpoint: bool = True) -> InferConfigFile:
+    """Read an infer config and pick one category of it.
+
+    `with_checkpoint` also looks up the checkpoint it names. Raises ConfigError when the file is missing, is not a JSON
+    object, is of a newer schema, holds several categories and none is named, or refers to a checkpoint that is not
+    there.
+    """
+    payload = read_json_object(path, "infer config")
     warnings = []
     version = payload.get("schema_version")
     if version is None:
@@ -60,7 +64,7 @@ def read_infer_config(path: str, category: str | None = None) -> InferConfigFile
         )
     payload = _select_category(payload, category, path)
     warnings += [f"{path}: unknown key {key} is ignored" for key in _unknown_keys(payload, InferSettings)]
-    checkpoint = _find_checkpoint(payload, path)
+    checkpoint = _find_checkpoint(payload, path) if with_checkpoint else None
     if checkpoint is not None and isinstance(payload.get("model", {}), dict):
         payload["model"] = {**payload.get("model", {}), "checkpoint_path": checkpoint}
     return InferConfigFile(path, payload, tuple(warnings))

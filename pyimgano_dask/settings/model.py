@@ -15,6 +15,13 @@ class ModelSettings(Block):
         None, "Device of detectors that can choose one: cpu or cuda.", flag="--device", metavar="DEVICE"
     )
     preset: str | None = knob(None, "Recorded by exported configs; the aligned-pixel detectors have no presets.")
+    reference_dir: str | None = knob(
+        None,
+        "Defect-free references for detectors that compare with one: a folder that holds an image of the same name for "
+        "each input, or one image for all.",
+        flag="--reference-dir",
+        metavar="DIR",
+    )
     contamination: float | None = knob(
         None,
         "Expected share of anomalies among the training images; the score threshold is the quantile 1 - contamination "

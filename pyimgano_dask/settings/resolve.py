@@ -11,9 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from pyimgano_dask.errors import ConfigError
-from pyimgano_dask.settings.catalog import Knob, Path, describe_faults, knobs, knobs_by_dest
+from pyimgano_dask.settings.catalog import Knob, Path, describe_faults, knobs
+from pyimgano_dask.settings.commands import INFER, Command, knobs_of
 from pyimgano_dask.settings.infer_config import InferConfigFile
+from pyimgano_dask.settings.presets import DEFECT_PRESETS
 from pyimgano_dask.settings.run import InferSettings
+
+PRESET: Path = ("defects", "preset")
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,14 @@ class Resolved:
 def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) -> Resolved:
     """Merge explicit values over a config over the defaults.
 
-    Raises ConfigError naming every faulty flag and JSON path.
+    A preset lies below what is given beside it: one in the config below the config's own values, an explicit one
+    over them and below the other explicit values. Raises ConfigError naming every faulty flag and JSON path.
     """
     tree: Mapping[str, Any] = config.payload if config else {}
+    if preset := _preset(_value_at(tree, PRESET)):
+        tree = merged({"defects": preset}, tree)
+    if preset := _preset(next((given[knob] for knob in given if knob.path == PRESET), None)):
+        tree = merged(tree, {"defects": preset})
     for knob, value in given.items():
         tree = _with_value(tree, knob.path, value)
     for knob in knobs():
@@ -58,6 +67,20 @@ def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) ->
         warnings=config.warnings if config else (),
         config_path=config.path if config else None,
     )
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees as one: where both have a value that of `over` counts, and blocks are merged."""
+    both = {**base, **over}
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
+            both[key] = merged(base[key], over[key])
+    return both
+
+
+def _preset(name: Any) -> Mapping[str, Any]:
+    """Values of a preset; none for a name that validation will refuse."""
+    return DEFECT_PRESETS.get(name, {}) if isinstance(name, str) else {}
 
 
 def _with_value(tree: Mapping[str, Any], path: Path, value: Any) -> Mapping[str, Any]:
@@ -86,13 +109,13 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) and not isinstance(value, int) else value
 
 
-def given_by_keyword(keywords: Mapping[str, Any]) -> dict[Knob, Any]:
-    """Knobs from Python keywords: the flags' names with underscores. Raises ConfigError for an unknown one."""
-    known = knobs_by_dest()
+def given_by_keyword(keywords: Mapping[str, Any], command: Command = INFER) -> dict[Knob, Any]:
+    """Knobs from Python keywords: the command's flags with underscores. Raises ConfigError for an unknown one."""
+    known = {knob.dest: knob for knob in knobs_of(command)}
     unknown = sorted(set(keywords) - set(known))
     if unknown:
         raise ConfigError(
-            f"unknown setting {', '.join(unknown)}; settings are the flags of pyimgano-infer with underscores, "
+            f"unknown setting {', '.join(unknown)}; settings are the flags of {command.name} with underscores, "
             f"such as {', '.join(sorted(known)[:4])}"
         )
     given = {}

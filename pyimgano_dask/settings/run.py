@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import math
+from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -11,6 +12,7 @@ from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.model import ModelSettings, TrainingSettings
 
 DEFAULT_BATCH_SIZE = 32
+OVERLAY_SCALES = ("image", "run")
 LOCAL_SCHEDULERS = ("auto", "threads", "sync", "processes", "local-cluster")
 
 
@@ -93,14 +95,62 @@ class OutputSettings(Block):
     )
     save_overlays: str | None = knob(
         None,
-        "Save overlays in this folder: image, heatmap, mask fill and outline.",
+        "Save overlays in this folder: image, heatmap, mask, and the box and score of each region.",
         flag="--save-overlays",
         metavar="DIR",
+    )
+    overlay_format: Literal["png", "jpg"] = knob("png", "File format of saved overlays.", flag="--overlay-format")
+    overlay_scale: str = knob(
+        "image",
+        "Map values that the heatmap's colours span: image (from the least to the greatest of each map), run (of all "
+        "maps, which are kept on disk until all are scored), or two numbers such as 0,30.",
+        flag="--overlay-scale",
+        metavar="image|run|MIN,MAX",
     )
     include_anomaly_map_values: bool = knob(
         False,
         "Put every value of the anomaly map into its record (very large). Needs --include-maps.",
         flag="--include-anomaly-map-values",
+    )
+
+    @property
+    def fixed_overlay_scale(self) -> tuple[float, float] | None:
+        """The numbers of `overlay_scale`, None when it is a word."""
+        return None if self.overlay_scale in OVERLAY_SCALES else _two_numbers(self.overlay_scale)
+
+    @field_validator("overlay_scale")
+    @classmethod
+    def _scale_can_be_read(cls, scale: str) -> str:
+        if scale not in OVERLAY_SCALES:
+            _two_numbers(scale)
+        return scale
+
+
+def _two_numbers(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(",")
+    try:
+        numbers = float(low), float(high)
+    except ValueError:
+        numbers = math.nan, math.nan
+    if not (all(map(math.isfinite, numbers)) and numbers[0] < numbers[1]):
+        raise ValueError(f"{text!r} is not image, run, or two finite numbers MIN,MAX of which the second is greater")
+    return numbers
+
+
+class StoredMapSettings(Block):
+    """Anomaly maps that are there already: what `pyimgano-rescore` starts from."""
+
+    from_run: str | None = knob(
+        None,
+        "Run folder (--run-dir) of a run with --save-maps: its maps, images, scores and defect settings.",
+        flag="--from-run",
+        metavar="DIR",
+    )
+    maps: str | None = knob(
+        None,
+        "Anomaly maps: a folder or glob of float32 .npy files, @list.txt, or a zarr store written by --save-maps.",
+        flag="--maps",
+        metavar="PATH",
     )
 
 
@@ -174,6 +224,7 @@ class InferSettings(Block):
     checkpoint: CheckpointSettings = CheckpointSettings()
     training: TrainingSettings = TrainingSettings()
     inputs: InputSettings = InputSettings()
+    stored: StoredMapSettings = StoredMapSettings()
     adaptation: AdaptationSettings = AdaptationSettings()
     preprocessing: PreprocessingSettings = PreprocessingSettings()
     defects: DefectSettings = DefectSettings()

@@ -7,6 +7,7 @@ calls, and any process may make any of them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
 
-from pyimgano_dask.errors import InputError, RunError
+from pyimgano_dask.errors import ConfigError, InputError, RunError
 from pyimgano_dask.storage.files import local_path
 
 StoredDtype = Literal["uint8", "float32"]
@@ -40,9 +41,8 @@ def create_store(path: str) -> None:
         group = zarr.open_group(_store(path), mode="a", zarr_format=3)
     except (ContainsArrayError, ContainsGroupError, FileNotFoundError) as error:
         raise RunError(f"{path!r} is not a zarr v3 group ({error}); name a new store or remove this one") from error
-    for name in list(group.array_keys()):
-        if _ARRAY_NAME.fullmatch(name):
-            del group[name]
+    for name in _names_in(group):
+        del group[name]
 
 
 def write_rows(
@@ -77,18 +77,65 @@ def write_rows(
     return names
 
 
-def read_row(path: str, array: str, row: int) -> NDArray[Any]:
+def read_row(path: str, array: str, row: int, *, max_pixels: int) -> NDArray[Any]:
     """Read one row, (H, W), of the array named `{H}x{W}`; zeros when it was never written.
 
-    Raises InputError of stage `read` when the store, the array or the row is missing, or the row is damaged.
+    Raises InputError of stage `read` when the store, the array or the row is missing, the row is damaged or has more
+    than `max_pixels` pixels.
     """
     try:
-        values = zarr.open_array(_store(path), path=array, mode="r")[row]
-    except (OSError, IndexError, ValueError, RuntimeError) as error:
+        stored = zarr.open_array(_store(path), path=array, mode="r")
+        if math.prod(stored.shape[1:]) > max_pixels:
+            raise ValueError(
+                f"its rows have shape {stored.shape[1:]}, more pixels than --max-image-pixels {max_pixels}"
+            )
+        values = stored[row]
+    except (OSError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             "read", type(error).__name__, f"cannot read row {row} of array {array!r} in {path!r}: {error}"
         ) from error
     return np.asarray(values)
+
+
+def find_row(path: str, row: int, *, max_pixels: int) -> str:
+    """Name of the array that holds a row: the only array there is, or the only one where the row is not all zero.
+
+    Raises InputError of stage `read` when no array or several may hold it.
+    """
+    names = _array_names(path)
+    if len(names) == 1:
+        return names[0]
+    holding = [name for name in names if read_row(path, name, row, max_pixels=max_pixels).any()]
+    if len(holding) == 1:
+        return holding[0]
+    said = f"{len(holding)} arrays hold it: {', '.join(holding)}" if holding else "it is zero in each array"
+    raise InputError(
+        "read",
+        "MissingMapError",
+        f"row {row} of {path!r} belongs to no single array of {', '.join(names)}: {said}. "
+        "The input may have failed; --from-run knows which map is whose",
+    )
+
+
+def count_rows(path: str) -> int:
+    """Rows of a store, the same in all its arrays. Raises ConfigError when it has none or is no store of maps."""
+    try:
+        group = zarr.open_group(_store(path), mode="r", zarr_format=3)
+        counts = {int(group[name].shape[0]) for name in _names_in(group)}  # type: ignore[union-attr]
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{path!r} is not a zarr v3 store of maps: {error}") from None
+    if len(counts) != 1:
+        found = "no array HEIGHTxWIDTH" if not counts else f"arrays of {', '.join(map(str, sorted(counts)))} rows"
+        raise ConfigError(f"{path!r} is not a store written by --save-maps: it has {found}")
+    return counts.pop()
+
+
+def _array_names(path: str) -> list[str]:
+    return _names_in(zarr.open_group(_store(path), mode="r", zarr_format=3))
+
+
+def _names_in(group: zarr.Group) -> list[str]:
+    return sorted(name for name in group.array_keys() if _ARRAY_NAME.fullmatch(name))
 
 
 def _store(path: str) -> str:

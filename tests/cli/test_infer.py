@@ -12,7 +12,7 @@ import pytest
 
 from pyimgano_dask.cli.infer import main
 from pyimgano_dask.detectors.registry import detector_types
-from pyimgano_dask.settings.catalog import knobs
+from pyimgano_dask.settings.commands import INFER, knobs_of
 from pyimgano_dask.version import __version__
 from tests.cli.command import command
 from tests.cli.conftest import MODEL, Trained
@@ -26,8 +26,8 @@ class TestHelp:
         text = answer.stdout.decode()
         assert max(map(len, text.splitlines())) < 120
         offered = {word.rstrip(",") for word in text.split()}
-        flags = {knob.flag for knob in knobs() if knob.flag}
-        flags |= {f"--no-{str(knob.flag)[2:]}" for knob in knobs() if knob.flag and knob.is_switch}
+        flags = {str(knob.flag) for knob in knobs_of(INFER)}
+        flags |= {f"--no-{str(knob.flag)[2:]}" for knob in knobs_of(INFER) if knob.is_switch}
         flags |= {"--infer-config", "--infer-category", "--list-models", "--model-info", "--tags", "--json", "--debug"}
         assert flags - offered == set()
         assert "Exit codes: 0 every input done, 1 " in text

@@ -39,7 +39,7 @@ def without_provenance(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_run_folder_holds_the_detector_the_config_and_the_kept_shards(first: Path) -> None:
-    assert {path.name for path in (first / "R").iterdir()} == {"detector.npz", "infer_config.json", "parts"}
+    assert {path.name for path in (first / "R").iterdir()} == {"detector.npz", "infer_config.json", "run.json", "parts"}
     shards = sorted((first / "R/parts").iterdir())
     assert len(shards) == 7
     assert b"".join(shard.read_bytes() for shard in shards) == (first / "records.jsonl").read_bytes()
@@ -92,7 +92,7 @@ def test_shards_are_gone_unless_they_are_kept(first: Path, parts: InspectionSet,
     done = infer_command(*source, "--save-jsonl", "out/records.jsonl", cwd=tmp_path)
     assert done.rc == 0, done.stderr
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"out/records.jsonl", "R/detector.npz", "R/infer_config.json"}
+    assert files == {"out/records.jsonl", "R/detector.npz", "R/infer_config.json", "R/run.json"}
     assert not list(tmp_path.glob("out/.*"))
 
 

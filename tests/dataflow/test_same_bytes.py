@@ -16,10 +16,12 @@ import zarr
 
 import pyimgano_dask
 from pyimgano_dask.dataflow.chunk import Job, Receipt, process_chunk
+from pyimgano_dask.dataflow.inspection import RunSummary, Thresholds
 from pyimgano_dask.dataflow.merge import OrderedMerge
 from pyimgano_dask.dataflow.plan import chunked
-from pyimgano_dask.dataflow.run import RunSummary, Thresholds
+from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.schedulers import Scheduler, open_scheduler
+from pyimgano_dask.dataflow.sources import DetectorSource
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector
 from pyimgano_dask.images.listing import InputList
@@ -197,9 +199,10 @@ def inspect_by_pieces(
         (place / folder).mkdir(parents=True)
         if folder.endswith(".zarr"):
             create_store(str(place / folder))
+    reader = Reader(str(place), detector.color, settings.inputs.max_image_pixels, output.save_overlays is not None)
     job = Job(
         settings=settings,
-        detector=detector,
+        source=DetectorSource(reader, detector),
         score_threshold=thresholds.score,
         pixel_threshold=thresholds.pixel,
         pixel_threshold_provenance=thresholds.pixel_provenance,

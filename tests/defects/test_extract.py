@@ -72,6 +72,23 @@ def test_regions_partition_the_mask(anomaly_map: np.ndarray, controls: DefectSet
     assert len({region.id for region in found.regions}) == len(found.regions)
 
 
+@settings(max_examples=60, deadline=None)
+@given(anomaly_maps(), defect_settings(), levels())
+def test_regions_that_are_not_joined_are_the_components_of_the_mask(
+    anomaly_map: np.ndarray, controls: DefectSettings, pixel_threshold: float
+) -> None:
+    controls = controls.model_copy(update={"max_regions": None, "merge_nearby": MergeNearby()})
+
+    found = extract_defects(anomaly_map, controls, pixel_threshold=pixel_threshold)
+
+    boxes_and_areas = []
+    for pixels in reference.components(found.mask, reference.EIGHT):
+        ys, xs = zip(*pixels, strict=True)
+        boxes_and_areas.append(((min(xs), min(ys), max(xs), max(ys)), len(pixels)))
+    by_id = sorted(found.regions, key=lambda region: region.id)
+    assert [(region.bbox_xyxy, region.area) for region in by_id] == boxes_and_areas
+
+
 TIGHTER = {
     "min_area": lambda low, high: ({"min_area": int(low * 9)}, {"min_area": int(high * 9)}),
     "min_score_max": lambda low, high: ({"min_score_max": low}, {"min_score_max": high}),
@@ -92,6 +109,12 @@ TIGHTER = {
         {"border_ignore_px": int(low * 9)},
         {"border_ignore_px": int(high * 9)},
     ),
+    "roi_xyxy_norm": lambda low, high: (
+        {"roi_xyxy_norm": (low / 2, low / 2, 1.0, 1.0)},
+        {"roi_xyxy_norm": (high / 2, high / 2, 1.0, 1.0)},
+    ),
+    "open_ksize": lambda low, high: ({"open_ksize": 1}, {"open_ksize": 3}),
+    "close_ksize": lambda low, high: ({"close_ksize": 3}, {"close_ksize": 1}),
 }
 
 
@@ -121,6 +144,42 @@ def test_the_mask_never_grows_when_the_threshold_is_raised(
     narrow = extract_defects(anomaly_map, controls, pixel_threshold=high)
 
     assert not np.any(narrow.mask > wide.mask)
+
+
+@settings(max_examples=50, deadline=None)
+@given(anomaly_maps(), levels(), levels(), st.sampled_from((0, 2, 3)), st.sampled_from((0, 2, 3)), st.booleans())
+def test_morphology_keeps_the_order_of_thresholds(
+    anomaly_map: np.ndarray, one: float, other: float, open_ksize: int, close_ksize: int, fill_holes: bool
+) -> None:
+    controls = DefectSettings(open_ksize=open_ksize, close_ksize=close_ksize, fill_holes=fill_holes)
+    low, high = sorted((one, other))
+
+    wide = extract_defects(anomaly_map, controls, pixel_threshold=low)
+    narrow = extract_defects(anomaly_map, controls, pixel_threshold=high)
+
+    assert not np.any(narrow.mask > wide.mask)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        DefectSettings(min_score_mean=0.85),
+        DefectSettings(shape_filters=ShapeFilters(max_aspect_ratio=1.0)),
+        DefectSettings(shape_filters=ShapeFilters(min_fill_ratio=1.0)),
+    ],
+)
+def test_a_higher_threshold_may_let_a_region_pass_a_filter_that_its_wider_form_failed(filters: DefectSettings) -> None:
+    anomaly_map = np.array([[0.9, 0.9, 0.5], [0.9, 0.9, 0.0]], np.float32)
+
+    assert not extract_defects(anomaly_map, filters, pixel_threshold=0.4).mask.any()
+    assert extract_defects(anomaly_map, filters, pixel_threshold=0.8).mask.sum() == 4 * 255
+
+
+def test_a_wider_border_may_raise_scores_below_zero_over_a_threshold_below_zero() -> None:
+    anomaly_map = np.full((5, 5), -1.0, np.float32)
+
+    assert not extract_defects(anomaly_map, PLAIN, pixel_threshold=-0.5).mask.any()
+    assert extract_defects(anomaly_map, DefectSettings(border_ignore_px=1), pixel_threshold=-0.5).mask.sum() == 16 * 255
 
 
 @settings(max_examples=60, deadline=None)

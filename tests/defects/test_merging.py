@@ -66,6 +66,57 @@ def test_groups_do_not_depend_on_the_order_of_the_boxes(corners: np.ndarray, gap
     assert partition(straight, np.arange(len(corners))) == partition(shuffled, order)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 3), st.integers(0, 60))
+def test_groups_of_many_and_of_nested_boxes_agree_with_all_pairs(seed: int, extent: int, tall: int, gap: int) -> None:
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 400, (60, 2))
+    corners = np.concatenate([first, first + rng.integers(0, [extent, extent * tall], (60, 2))], axis=1)
+
+    assert nearby_groups(corners, gap).tolist() == groups_by_pairs(corners, gap)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "corners",
+    [
+        [(0, 2 * i, 99, 2 * i) for i in range(40)],
+        [(3 * i, 0, 3 * i, 99) for i in range(40)],
+        [(2 * i, 2 * i, 99 - 2 * i, 99 - 2 * i) for i in range(25)],
+        [(2 * (i % 10), 2 * (i // 10), 2 * (i % 10), 2 * (i // 10)) for i in range(100)],
+        [(4 * i, 4 * i, 4 * i + 1, 4 * i + 1) for i in range(40)],
+    ],
+    ids=["rows", "columns", "nested", "checkerboard", "diagonal"],
+)
+def test_groups_of_regular_boxes_agree_with_all_pairs(corners: list[tuple[int, int, int, int]], gap: int) -> None:
+    boxes_xyxy = np.array(corners)
+
+    assert nearby_groups(boxes_xyxy, gap).tolist() == groups_by_pairs(boxes_xyxy, gap)
+
+
+@settings(max_examples=100, deadline=None)
+@given(boxes(), st.integers(0, 5), st.integers(0, 5))
+def test_a_wider_gap_joins_whole_groups(corners: np.ndarray, one: int, other: int) -> None:
+    narrow, wide = (nearby_groups(corners, gap) for gap in sorted((one, other)))
+
+    np.testing.assert_array_equal(wide, wide[narrow])
+    np.testing.assert_array_equal(narrow, narrow[narrow])
+
+
+@settings(max_examples=100, deadline=None)
+@given(boxes(), st.integers(1, 5))
+def test_joining_again_only_goes_on_and_ends_where_no_box_is_near(corners: np.ndarray, gap: int) -> None:
+    """Once is not always enough for that: the box around a group may come near others that its parts were not."""
+    merged = table(*map(tuple, corners.tolist()))
+    while len(again := merge_nearby(merged, gap)) < len(merged):
+        assert set(again.ids.tolist()) < set(merged.ids.tolist())
+        assert again.areas.sum() == len(corners)
+        merged = again
+
+    assert again is merged
+    assert nearby_groups(merged.boxes_xyxy, gap).tolist() == list(range(len(merged)))
+
+
 @pytest.mark.parametrize(
     ("box", "gap", "count"),
     [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pyimgano_dask.defects.morphology import fill_holes, open_then_close
+from pyimgano_dask.defects.morphology import closed, fill_holes, opened
 from tests.defects import reference
 from tests.defects.strategies import masks
 
@@ -16,39 +16,39 @@ def grid(*rows: str) -> np.ndarray:
 def test_opening_removes_what_is_smaller_than_the_square() -> None:
     mask = grid("###..", "###.#", "###..")
 
-    np.testing.assert_array_equal(open_then_close(mask, 3, 0), grid("###..", "###..", "###.."))
+    np.testing.assert_array_equal(opened(mask, 3), grid("###..", "###..", "###.."))
 
 
 def test_closing_fills_gaps_smaller_than_the_square_and_comes_after_opening() -> None:
     pair, joined = np.pad(grid(*["###.###"] * 3), 3), np.pad(grid(*["#######"] * 3), 3)
 
-    np.testing.assert_array_equal(open_then_close(pair, 0, 3), joined)
-    np.testing.assert_array_equal(open_then_close(pair, 3, 3), joined)
-    assert not open_then_close(pair, 5, 3).any()
+    np.testing.assert_array_equal(closed(pair, 3), joined)
+    np.testing.assert_array_equal(closed(opened(pair, 3), 3), joined)
+    assert not closed(opened(pair, 5), 3).any()
 
 
 def test_an_even_square_moves_what_it_leaves_by_a_pixel() -> None:
     mask = grid(".....", ".##..", ".##..", ".....")
     moved = grid(".....", ".....", "..##.", "..##.")
 
-    np.testing.assert_array_equal(open_then_close(mask, 2, 0), moved)
-    np.testing.assert_array_equal(open_then_close(mask, 0, 2), moved)
+    np.testing.assert_array_equal(opened(mask, 2), moved)
+    np.testing.assert_array_equal(closed(mask, 2), moved)
 
 
 @pytest.mark.parametrize("ksize", [0, 1])
 def test_squares_without_extent_do_nothing(ksize: int) -> None:
     mask = grid("#.#", ".#.")
 
-    np.testing.assert_array_equal(open_then_close(mask, ksize, ksize), mask)
+    np.testing.assert_array_equal(closed(opened(mask, ksize), ksize), mask)
 
 
 @pytest.mark.parametrize("ksize", [6, 7, 40, 10**9])
 def test_a_square_larger_than_the_map_opens_to_nothing_and_closes_to_everything(ksize: int) -> None:
     mask = grid("#.#", ".#.")
 
-    assert not open_then_close(mask, ksize, 0).any()
-    assert open_then_close(mask, 0, ksize).all()
-    assert open_then_close(np.ones_like(mask), ksize, ksize).all()
+    assert not opened(mask, ksize).any()
+    assert closed(mask, ksize).all()
+    assert closed(opened(np.ones_like(mask), ksize), ksize).all()
 
 
 def test_a_hole_closed_by_corners_is_filled_and_one_at_the_edge_is_not() -> None:

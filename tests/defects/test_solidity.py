@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyimgano_dask.defects.components import Components, measure_components
-from pyimgano_dask.defects.solidity import solidities
+from pyimgano_dask.defects.morphology import fill_holes
+from pyimgano_dask.defects.roi import roi_slices, zero_outside_roi
+from pyimgano_dask.defects.solidity import solidities, solidities_after
 from tests.defects import reference
 from tests.defects.strategies import masks
 
@@ -34,6 +36,47 @@ def test_agrees_on_rounded_shapes(seed: int, sigma: float) -> None:
     mask = (cv2.GaussianBlur(noise, (0, 0), sigma) > 0.5).astype(np.uint8)
 
     np.testing.assert_allclose(solidities(measured(mask)), expected_solidities(mask), rtol=1e-12)
+
+
+def rings(size: int, step: int) -> np.ndarray:
+    mask = np.zeros((size, size), np.uint8)
+    for margin in range(0, size // 2, step):
+        cv2.rectangle(mask, (margin, margin), (size - 1 - margin, size - 1 - margin), 1)
+    return mask
+
+
+def snake(size: int) -> np.ndarray:
+    mask = np.zeros((size, size), np.uint8)
+    mask[::2] = 1
+    mask[1::4, -1] = mask[3::4, 0] = 1
+    return mask
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        rings(41, 2),
+        rings(41, 3) | np.eye(41, dtype=np.uint8),
+        snake(33),
+        np.indices((16, 16)).sum(axis=0).astype(np.uint8) % 2,
+        np.kron(np.eye(9, dtype=np.uint8), np.pad(np.zeros((3, 3), np.uint8), 1, constant_values=1)),
+        np.pad(np.zeros((9, 9), np.uint8), 1, constant_values=1) | np.pad(rings(5, 2), 3),
+    ],
+    ids=["rings", "crossed rings", "snake", "checkerboard", "chained rings", "ring in a ring"],
+)
+def test_agrees_on_pathological_shapes(mask: np.ndarray) -> None:
+    np.testing.assert_allclose(solidities(measured(mask)), expected_solidities(mask), rtol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(masks(24), st.tuples(*[st.floats(0, 1)] * 4))
+def test_carries_over_what_filling_and_clipping_leave(
+    mask: np.ndarray, roi_xyxy_norm: tuple[float, float, float, float]
+) -> None:
+    roi = roi_slices(roi_xyxy_norm, mask.shape)
+    before, after = measured(mask), measured(zero_outside_roi(fill_holes(mask), roi))
+
+    np.testing.assert_array_equal(solidities_after(after, before, solidities(before), roi), solidities(after))
 
 
 @given(masks(), st.integers(0, 100))

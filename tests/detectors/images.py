@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyimgano_dask.detectors.base import Detector
+from pyimgano_dask.detectors.base import Detector, Prediction
 from pyimgano_dask.detectors.registry import find_detector_type
 
 Image = NDArray[np.uint8]
@@ -30,5 +30,16 @@ def draw_images(seed: int, color: str, sizes_hw: Sequence[tuple[int, int]] = SIZ
 
 
 def make(name: str, color: str, **arguments: Any) -> Detector[Any]:
-    """An unfitted detector that compares at a small size."""
-    return find_detector_type(name).create(color=color, resize_hw=RESIZE_HW, **arguments)
+    """An unfitted detector; one that compares at a common size does so at a small one."""
+    detector_type = find_detector_type(name)
+    if "resize_hw" in detector_type.arguments_type.model_fields:
+        arguments = {"resize_hw": RESIZE_HW, **arguments}
+    return detector_type.create(color=color, **arguments)
+
+
+def predict(detector: Detector[Any], images: Sequence[Image]) -> Prediction:
+    """The answer for `images`, each beside a drawn reference of its size where the detector needs one."""
+    if not detector.needs_reference:
+        return detector.predict(images)
+    references = [draw_images(1, detector.color, [image.shape[:2]])[0] for image in images]
+    return detector.predict(images, references)

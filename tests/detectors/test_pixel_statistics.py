@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from pyimgano_dask.detectors.pixel_statistics import topk_mean
+from pyimgano_dask.detectors.differences import topk_mean
 from pyimgano_dask.detectors.registry import find_detector_type
 
 Floats = NDArray[np.float64]

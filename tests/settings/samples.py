@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pyimgano_dask.cli.flags import explicit_values
+from pyimgano_dask.cli.flags import attach_negative_values, explicit_values
 from pyimgano_dask.cli.infer import build_parser
 from pyimgano_dask.settings.catalog import Knob
+from pyimgano_dask.settings.commands import INFER
 from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.resolve import Resolved, resolve
 
@@ -77,8 +78,10 @@ def write_config(folder: Path, config: object, name: str = "infer_config.json") 
 
 def load(path: str, *flags: str, category: str | None = None) -> Resolved:
     """What `pyimgano-infer --infer-config PATH FLAGS` would run with."""
-    arguments = build_parser("pyimgano-infer", ("--infer-config",)).parse_args(["--infer-config", path, *flags])
-    return resolve(explicit_values(vars(arguments)), read_infer_config(path, category))
+    arguments = build_parser("pyimgano-infer", ("--infer-config",)).parse_args(
+        attach_negative_values(["--infer-config", path, *flags], INFER)
+    )
+    return resolve(explicit_values(vars(arguments), INFER), read_infer_config(path, category))
 
 
 def nested(knob: Knob, value: Any) -> dict[str, Any]:
@@ -118,7 +121,11 @@ def bound(knob: Knob, *names: str) -> Any:
     return limits[0] if limits else None
 
 
-_SPECIAL = {"dataflow.scheduler": ("threads", "sync"), "model.checkpoint_path": ("/data/a.npz", "/data/b.npz")}
+_SPECIAL = {
+    "dataflow.scheduler": ("threads", "sync"),
+    "model.checkpoint_path": ("/data/a.npz", "/data/b.npz"),
+    "output.overlay_scale": ("run", "-1,2.5"),
+}
 
 
 def two_values(knob: Knob) -> tuple[Any, Any]:

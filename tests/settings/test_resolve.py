@@ -11,6 +11,7 @@ import pytest
 
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.catalog import Knob, knobs
+from pyimgano_dask.settings.commands import INFER, knobs_of
 from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 from tests.settings.samples import load, merged, nested, two_values, value_of, words, write_config
@@ -23,7 +24,7 @@ COMPANIONS: Mapping[str, dict[str, Any]] = {
     "training.calibration_quantile": {"training": {"train_dir": "normal"}},
 }
 
-FLAGGED = [knob for knob in knobs() if knob.flag is not None]
+FLAGGED = knobs_of(INFER)
 every_knob = pytest.mark.parametrize("knob", FLAGGED, ids=lambda knob: knob.flag)
 # A detector's name is a source, and a config is another: both at once are refused.
 every_knob_beside_a_config = pytest.mark.parametrize(
@@ -84,7 +85,11 @@ def test_the_keyword_wins_over_the_config(knob: Knob, tmp_path: Path) -> None:
     assert resolved.is_explicit(knob.key)
 
 
-@every_knob_beside_a_config
+@pytest.mark.parametrize(
+    "knob",
+    [knob for knob in FLAGGED if knob.flag not in ("--model", "--defects-preset")],
+    ids=lambda knob: knob.flag,
+)
 def test_a_flag_changes_nothing_but_its_knob(knob: Knob, tmp_path: Path) -> None:
     path = config_of(tmp_path, knob)
     before, after = load(path).settings, load(path, *words(knob, two_values(knob)[0])).settings

@@ -1,4 +1,5 @@
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from pyimgano_dask.errors import InputError
+from pyimgano_dask.storage import maps
 from pyimgano_dask.storage.files import write_atomic
-from pyimgano_dask.storage.maps import encode_npy, read_npy
+from pyimgano_dask.storage.maps import encode_npy
+
+MAX_PIXELS = 1000
+read_npy = partial(maps.read_npy, max_pixels=MAX_PIXELS)
 
 arrays = npst.arrays(
     st.sampled_from(["<f4", ">f4", "u1", "<f8"]),

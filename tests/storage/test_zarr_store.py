@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pyimgano_dask.errors import InputError, RunError
-from pyimgano_dask.storage.zarr_store import StoredDtype, create_store, read_row, write_rows
+from pyimgano_dask.storage import zarr_store
+from pyimgano_dask.storage.zarr_store import StoredDtype, create_store, write_rows
 
 N_INPUTS, BATCH_SIZE = 14, 4
+MAX_PIXELS = 1000
+read_row = partial(zarr_store.read_row, max_pixels=MAX_PIXELS)
 
 
 def a_row(row: int, shape: tuple[int, int], dtype: StoredDtype = "float32") -> NDArray[Any]:

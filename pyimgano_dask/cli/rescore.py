@@ -1,0 +1,67 @@
+"""`pyimgano-rescore`: new thresholds and controls on stored anomaly maps, without inference."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pyimgano_dask.cli.flags import HelpFormatter, add_knobs, attach_negative_values, explicit_values
+from pyimgano_dask.cli.shell import EXIT_CODES, config_of, guarded, inspected
+from pyimgano_dask.settings.commands import RESCORE
+from pyimgano_dask.settings.rescoring import resolve_rescoring
+from pyimgano_dask.version import __version__
+
+
+def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; `config_flags` are the spellings of the flag that names a config file."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Extract the defects of stored anomaly maps: new thresholds and controls without inference. "
+        "With nothing changed, the same defects and masks as the run that stored the maps.",
+        epilog=EXIT_CODES,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        *config_flags,
+        dest="infer_config",
+        metavar="FILE",
+        help="infer_config.json: thresholds and defect settings, over those of --from-run.",
+    )
+    parser.add_argument("--infer-category", metavar="NAME", help="Category of an --infer-config that holds several.")
+    parser.add_argument("--debug", action="store_true", help="Print the traceback of an error.")
+    parser.add_argument("--version", action="version", version=f"pyimgano-dask {__version__}")
+    add_knobs(parser, RESCORE)
+    return parser
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str = "pyimgano-rescore",
+    config_flags: Sequence[str] = ("--infer-config",),
+) -> int:
+    """Run the command; returns its exit code."""
+    words = attach_negative_values(sys.argv[1:] if argv is None else argv, RESCORE)
+    arguments = vars(build_parser(prog, config_flags).parse_args(words))
+    return guarded(prog, lambda: _work(arguments, prog), debug=arguments["debug"])
+
+
+def _work(arguments: dict[str, Any], prog: str) -> int:
+    config = config_of(arguments, with_checkpoint=False)
+    rescoring = resolve_rescoring(explicit_values(arguments, RESCORE), config)
+    for warning in rescoring.resolved.warnings:
+        print(f"{prog}: warning: {warning}", file=sys.stderr)
+
+    from pyimgano_dask.dataflow.rescore import rescore
+
+    return inspected(
+        lambda progress: rescore(rescoring, sys.stdout.buffer, progress),
+        progress=rescoring.resolved.settings.dataflow.progress,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What every command does alike: run its work, say what went wrong in words, give the exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from pyimgano_dask.errors import ConfigError, PyimganoDaskError
+from pyimgano_dask.settings.infer_config import InferConfigFile, read_infer_config
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pyimgano_dask.dataflow.inspection import RunSummary
+
+INTERRUPTED = 130
+EXIT_CODES = (
+    "Exit codes: 0 every input done, 1 the run could not finish, 2 bad flags, config or files, "
+    "3 finished but some inputs have an error record."
+)
+
+
+def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
+    """The exit code of `work`; its errors go to standard error in words, with `debug` as a traceback."""
+    try:
+        return work()
+    except PyimganoDaskError as error:
+        if debug:
+            traceback.print_exc()
+            return error.exit_code
+        for line in str(error).splitlines():
+            print(f"{prog}: error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of standard output has left; nothing more can be said there, not even at exit.
+        sys.stderr.write(f"{prog}: error: standard output was closed before all records were written\n")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"{prog}: error: {type(error).__name__}: {error} (run again with --debug for the details)", file=sys.stderr
+        )
+        return 1
+
+
+def config_of(arguments: Mapping[str, Any], *, with_checkpoint: bool = True) -> InferConfigFile | None:
+    """The config file that the flags name, None without one."""
+    path, category = arguments["infer_config"], arguments["infer_category"]
+    if path is not None:
+        return read_infer_config(path, category, with_checkpoint=with_checkpoint)
+    if category is not None:
+        raise ConfigError("--infer-category chooses among the categories of an --infer-config; give both or neither")
+    return None
+
+
+def inspected(start: Callable[[Any], RunSummary], *, progress: bool | None) -> int:
+    """Call `start` with a progress bar (None: only on a terminal), print the summary; returns the exit code."""
+    from rich.console import Console
+
+    from pyimgano_dask.cli.console import print_summary
+
+    console = Console(stderr=True)
+    with _bar(console, console.is_terminal if progress is None else progress) as bar:
+        summary = start(bar)
+    print_summary(summary, console)
+    return summary.exit_code
+
+
+def _bar(console: Console, wanted: bool) -> Any:
+    from pyimgano_dask.cli.console import TerminalProgress
+
+    return TerminalProgress(console) if wanted else nullcontext()

@@ -1,0 +1,38 @@
+"""What a fault costs: one input, or the whole run."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyimgano_dask.errors import InputError, RunError, Stage
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+CANNOT_WRITE = "results cannot be written"
+REMEDY = "make room or access and run again"
+
+
+@contextmanager
+def faults_are_the_inputs(stage: Stage, what: str) -> Iterator[None]:
+    """Whatever goes wrong with one input becomes its error record; only a full or read-only disk ends the run.
+
+    Everything is caught, because detectors are foreign code and one bad image must never end a run.
+    """
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise RunError(f"{CANNOT_WRITE}: {error}; {REMEDY}") from error
+        raise InputError(stage, type(error).__name__, f"{what}: {error}") from error
+
+
+@contextmanager
+def shard_faults_end_the_run() -> Iterator[None]:
+    """Without its shard a chunk is lost, whatever the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{CANNOT_WRITE}: {error}; {REMEDY}") from error

@@ -1,0 +1,249 @@
+"""A run over stored maps: new thresholds and controls, no detector."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from glob import escape, glob
+from typing import Any, BinaryIO, Protocol
+
+from pyimgano_dask.dataflow.artifacts import is_zarr
+from pyimgano_dask.dataflow.inspection import (
+    PARTS,
+    Inspection,
+    Progress,
+    RunSummary,
+    SilentProgress,
+    Thresholds,
+    inspect,
+    stored_source,
+)
+from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed, real_path
+from pyimgano_dask.dataflow.schedulers import open_scheduler
+from pyimgano_dask.dataflow.sources import StoredMap
+from pyimgano_dask.errors import ConfigError, RunError
+from pyimgano_dask.images.listing import FileKind, InputList
+from pyimgano_dask.settings.rescoring import Rescoring
+from pyimgano_dask.settings.run_manifest import RunManifest
+from pyimgano_dask.storage.files import is_file, resolve
+from pyimgano_dask.storage.jsonl import iter_records
+from pyimgano_dask.thresholds import fixed_pixel_provenance
+
+NPY_MAPS = FileKind("anomaly map", (".npy",))
+STORED_MAPS = "stored maps"
+
+
+class StoredMaps(Protocol):
+    """The maps of a re-scoring in order, lazily, as often as they are iterated."""
+
+    @property
+    def base_dir(self) -> str:
+        """Where relative paths of maps and images start."""
+
+    def __iter__(self) -> Iterator[StoredMap]: ...
+
+    def count(self) -> int:
+        """How many there are."""
+
+
+def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = None) -> RunSummary:
+    """Extract the defects of stored maps; records go to `save_jsonl`, or to `stdout` as soon as their turn comes.
+
+    Raises ConfigError before any work when something cannot be right, RunError when the run cannot finish.
+    """
+    started = time.perf_counter()
+    base_dir = os.getcwd()
+    settings = rescoring.resolved.settings
+    maps = _find_maps(rescoring, base_dir)
+    thresholds = _thresholds(rescoring)
+    _check_nothing_is_overwritten(rescoring, base_dir)
+    sources = [InputFolder("--input", spec) for spec in settings.inputs.input]
+    if settings.stored.maps is not None:
+        sources.append(InputFolder("--maps", settings.stored.maps, NPY_MAPS))
+    check_outputs(settings, base_dir, sources)
+    progress = progress or SilentProgress()
+    with ExitStack() as stack:
+        flow = settings.dataflow
+        scheduler = stack.enter_context(open_scheduler(flow.scheduler, flow.workers, maps.count()))
+        summary = RunSummary(settings, STORED_MAPS, scheduler.describe(), thresholds)
+        summary.training_seconds = time.perf_counter() - started
+        work = Inspection(
+            settings=settings,
+            base_dir=base_dir,
+            inputs=maps,
+            n_inputs=maps.count(),
+            source=stored_source(settings, maps.base_dir),
+            thresholds=thresholds,
+            images=None,
+        )
+        inspect(work, scheduler, stdout, progress, summary)
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def _thresholds(rescoring: Rescoring) -> Thresholds:
+    settings = rescoring.resolved.settings
+    value = settings.defects.pixel_threshold
+    if value is None:
+        raise ConfigError(
+            "defects need a pixel threshold, and the stored run has none; there are two ways: --pixel-threshold T, "
+            "or an --infer-config whose defects.pixel_threshold is set"
+        )
+    provenance: Mapping[str, Any] | None = settings.pixel_threshold_provenance
+    if rescoring.resolved.is_explicit("defects.pixel_threshold"):
+        provenance = fixed_pixel_provenance(value, "explicit")
+    elif rescoring.run is None or provenance is None:
+        provenance = fixed_pixel_provenance(value, "infer_config")
+    return Thresholds(settings.threshold, settings.threshold_provenance, value, provenance)
+
+
+def _check_nothing_is_overwritten(rescoring: Rescoring, base_dir: str) -> None:
+    """Refuse to write over the run that is read."""
+    settings, run = rescoring.resolved.settings, rescoring.run
+    run_dir, from_run = settings.dataflow.run_dir, settings.stored.from_run
+    if run_dir is not None and from_run is not None and real_path(run_dir, base_dir) == real_path(from_run, base_dir):
+        raise ConfigError(f"--run-dir: {run_dir!r} is the run of --from-run, which is read; name another folder")
+    jsonl, records = settings.output.save_jsonl, None if run is None else run.records
+    if run is not None and records is not None and jsonl is not None:
+        is_read = real_path(jsonl, base_dir) == real_path(records, run.base_dir)
+        if is_read:
+            raise ConfigError(f"--save-jsonl: {jsonl!r} is the file of the run that is read; name another file")
+
+
+def _find_maps(rescoring: Rescoring, base_dir: str) -> StoredMaps:
+    settings = rescoring.resolved.settings
+    stored = settings.stored
+    images = listed(settings.inputs.input, base_dir, "--input") if settings.inputs.input else None
+    if rescoring.run is not None and stored.from_run is not None:
+        if images is not None:
+            raise ConfigError("--input: the run of --from-run knows its images; leave --input out")
+        return _RunMaps.find(resolve(stored.from_run, base_dir), rescoring.run)
+    assert stored.maps is not None
+    if images is None and settings.defects.image_space:
+        raise ConfigError(
+            "--defects-image-space needs the images of the maps; give them with --input, in the same order"
+        )
+    maps: StoredMaps
+    maps = _StoreMaps.find(stored.maps, base_dir) if is_zarr(stored.maps) else _FileMaps(stored.maps, base_dir)
+    if images is None:
+        return maps
+    if images.count() != maps.count():
+        raise ConfigError(
+            f"--input stands for {images.count()} images and --maps for {maps.count()} maps; there must be one image a "
+            "map, in the same order"
+        )
+    return _PairedMaps(maps, images)
+
+
+@dataclass(frozen=True)
+class _RunMaps:
+    """The maps that the records of a finished run name."""
+
+    run: RunManifest
+    records: tuple[str, ...]
+
+    @classmethod
+    def find(cls, run_dir: str, run: RunManifest) -> _RunMaps:
+        if run.records is not None:
+            records: tuple[str, ...] = (resolve(run.records, run.base_dir),)
+        else:
+            records = tuple(sorted(glob(os.path.join(escape(run_dir), PARTS, "part-*.jsonl"))))
+        if not records or not is_file(records[0]):
+            raise ConfigError(
+                f"--from-run: the records of the run in {run_dir!r} are not there "
+                f"({run.records or 'standard output'}); they are kept with --save-jsonl FILE or --keep-parts"
+            )
+        maps = cls(run, records)
+        first = next((item for item in maps if item.location is not None), None)
+        if first is not None and "path" not in (first.location or {}):
+            raise ConfigError(f"--from-run: the run in {run_dir!r} stored no maps; run it again with --save-maps DIR")
+        return maps
+
+    @property
+    def base_dir(self) -> str:
+        return self.run.base_dir
+
+    def count(self) -> int:
+        return self.run.n_inputs
+
+    def __iter__(self) -> Iterator[StoredMap]:
+        for path in self.records:
+            for record in iter_records(path):
+                yield _from_record(record, path)
+
+
+def _from_record(record: Mapping[str, Any], path: str) -> StoredMap:
+    try:
+        image = record["input"]
+        error = record.get("error")
+        if error is not None:
+            return StoredMap(image, None, image, failure=(error["stage"], error["type"], error["message"]))
+        entry = record.get("anomaly_map", {})
+        location = {key: entry[key] for key in ("path", "array", "row") if key in entry}
+        return StoredMap(image, location, image, score=record["score"])
+    except (KeyError, TypeError, AttributeError) as fault:
+        raise RunError(
+            f"{path!r} holds a record that pyimgano-infer does not write ({fault!r}): {record!r:.200}"
+        ) from None
+
+
+class _FileMaps:
+    """`.npy` files: a folder, a glob, a list or one file."""
+
+    def __init__(self, spec: str, base_dir: str) -> None:
+        self.base_dir = base_dir
+        self._files = listed((spec,), base_dir, "--maps", NPY_MAPS)
+
+    def count(self) -> int:
+        return self._files.count()
+
+    def __iter__(self) -> Iterator[StoredMap]:
+        for path in self._files:
+            yield StoredMap(path, {"path": path})
+
+
+@dataclass(frozen=True)
+class _StoreMaps:
+    """Every row of a zarr store."""
+
+    store: str
+    base_dir: str
+    n_rows: int
+
+    @classmethod
+    def find(cls, store: str, base_dir: str) -> _StoreMaps:
+        from pyimgano_dask.storage.zarr_store import count_rows
+
+        try:
+            return cls(store, base_dir, count_rows(resolve(store, base_dir)))
+        except ConfigError as error:
+            raise ConfigError(f"--maps: {error}") from None
+
+    def count(self) -> int:
+        return self.n_rows
+
+    def __iter__(self) -> Iterator[StoredMap]:
+        for row in range(self.n_rows):
+            yield StoredMap(f"{self.store}#{row}", {"path": self.store, "row": row})
+
+
+@dataclass(frozen=True)
+class _PairedMaps:
+    """Maps with their images, which stand in the same order."""
+
+    maps: StoredMaps
+    images: InputList
+
+    @property
+    def base_dir(self) -> str:
+        return self.maps.base_dir
+
+    def count(self) -> int:
+        return self.maps.count()
+
+    def __iter__(self) -> Iterator[StoredMap]:
+        for item, image in zip(self.maps, self.images, strict=True):
+            yield StoredMap(image, item.location, image)

@@ -1,0 +1,234 @@
+"""Where the scored maps of a chunk come from: a detector that looks at images, or maps stored by an earlier run."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyimgano_dask.dataflow.faults import faults_are_the_inputs
+from pyimgano_dask.dataflow.plan import Chunk
+from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
+from pyimgano_dask.detectors.base import Detector, Image, Prediction
+from pyimgano_dask.errors import InputError, Stage
+from pyimgano_dask.storage.files import resolve
+from pyimgano_dask.storage.jsonl import iter_records
+from pyimgano_dask.storage.maps import read_npy
+
+STAGES = ("read", "infer", "extract", "write")
+
+_INDEX_IN_NAME = re.compile(r"\d{6,}_(?=.)")
+
+
+@dataclass
+class Clock:
+    """Seconds a chunk spends in each stage."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Count the time of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One input with its map, as the extract and write stages take it.
+
+    `score` is None where only a map is known. `anomaly_map` is float32 (H, W). `display` is the image in RGB and
+    `image_hw` its size, where they are needed. `name` is what artifacts are named after. `location` says where the map
+    was stored before this run, as records put it.
+    """
+
+    index: int
+    path: str
+    name: str
+    score: float | None
+    anomaly_map: NDArray[np.float32]
+    image_hw: tuple[int, int] | None
+    display: Image | None
+    location: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """What a chunk's task asks for maps; sent to each worker once."""
+
+    @abstractmethod
+    def outcomes(self, chunk: Chunk[Any], clock: Clock) -> Iterator[Scored | Failed]:
+        """The inputs of a chunk, in any order, with their maps or with what went wrong."""
+
+
+@dataclass(frozen=True)
+class DetectorSource(Source):
+    """Images, read and scored. Chunks hold their paths."""
+
+    reader: Reader
+    detector: Detector[Any]
+
+    def outcomes(self, chunk: Chunk[str], clock: Clock) -> Iterator[Scored | Failed]:
+        groups = self.reader.groups(chunk.rows())
+        while True:
+            with clock.stage("read"):
+                group = next(groups, None)
+            if group is None:
+                return
+            loaded, unread = group
+            yield from unread
+            with clock.stage("infer"):
+                answers = _infer(self.detector, loaded)
+            for item, answer in zip(loaded, answers, strict=True):
+                if isinstance(answer, InputError):
+                    yield Failed(item.index, item.path, answer)
+                else:
+                    height, width = item.image.shape[:2]
+                    yield Scored(item.index, item.path, item.path, *answer, (height, width), item.display)
+
+
+def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
+    """The detector's answer for images, with their references where it needs them."""
+    images = [item.image for item in loaded]
+    if not detector.needs_reference:
+        return detector.predict(images)
+    return detector.predict(images, [item.reference for item in loaded if item.reference is not None])
+
+
+Answer = tuple[float, NDArray[np.float32]]
+
+
+def _infer(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
+    """Scores and maps of a group; when the batch fails, each image on its own, so that only the culprit fails."""
+    try:
+        return _predict(detector, loaded)
+    except InputError as error:
+        if len(loaded) == 1:
+            return [error]
+        return [answer for item in loaded for answer in _infer(detector, [item])]
+
+
+def _predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
+    if not loaded:
+        return []
+    with faults_are_the_inputs("infer", "the detector failed on this image"):
+        prediction = predict(detector, loaded)
+    answers: list[Answer | InputError] = []
+    for score, anomaly_map in zip(prediction.scores.tolist(), prediction.maps, strict=True):
+        if np.isfinite(score):
+            answers.append((score, anomaly_map))
+        else:
+            answers.append(InputError("infer", "NonFiniteScoreError", f"the detector's score is {score}"))
+    return answers
+
+
+@dataclass(frozen=True)
+class StoredMap:
+    """A map that is there already, and what is known of its input.
+
+    `path` is what the record calls the input, `image` the path of its image where that is known. `location` is where
+    the map lies, as a record puts it: `path` of an .npy file or a zarr store, then with the `row`, and the `array`
+    where that is known. It is None for an input that failed, which `failure` says (stage, type, message).
+    """
+
+    path: str
+    location: Mapping[str, Any] | None
+    image: str | None = None
+    score: float | None = None
+    failure: tuple[Stage, str, str] | None = None
+
+    @property
+    def name(self) -> str:
+        """What artifacts are named after; an index that the map's own name begins with is left out."""
+        if self.image is not None:
+            return self.path
+        folder, name = posixpath.split(self.path)
+        return posixpath.join(folder, _INDEX_IN_NAME.sub("", name, count=1) if _INDEX_IN_NAME.match(name) else name)
+
+
+@dataclass(frozen=True)
+class StoredSource(Source):
+    """Maps of an earlier run. Chunks hold `StoredMap` items.
+
+    Relative paths start at `base_dir`. `reader` reads the images where their size or look is needed, else it is None.
+    """
+
+    base_dir: str
+    max_pixels: int
+    reader: Reader | None
+
+    def outcomes(self, chunk: Chunk[StoredMap], clock: Clock) -> Iterator[Scored | Failed]:
+        for index, item in chunk.rows():
+            try:
+                with clock.stage("read"), faults_are_the_inputs("read", "its stored map cannot be read"):
+                    outcome: Scored | Failed = self._read(index, item)
+            except InputError as error:
+                outcome = Failed(index, item.path, error)
+            yield outcome
+
+    def _read(self, index: int, item: StoredMap) -> Scored:
+        if item.failure is not None:
+            raise InputError(*item.failure)
+        assert item.location is not None
+        anomaly_map, location = self._map(item.location)
+        image = None
+        if self.reader is not None and item.image is not None:
+            image = self.reader.read(index, item.image)
+        return Scored(
+            index,
+            item.path,
+            item.name,
+            item.score,
+            anomaly_map,
+            None if image is None else (image.image.shape[0], image.image.shape[1]),
+            None if image is None else image.display,
+            location,
+        )
+
+    def _map(self, location: Mapping[str, Any]) -> tuple[NDArray[np.float32], Mapping[str, Any]]:
+        path = resolve(location["path"], self.base_dir)
+        if "row" not in location:
+            return read_npy(path, max_pixels=self.max_pixels), location
+        from pyimgano_dask.storage.zarr_store import find_row, read_row
+
+        array = location.get("array") or find_row(path, location["row"], max_pixels=self.max_pixels)
+        values = read_row(path, array, location["row"], max_pixels=self.max_pixels)
+        return values, {**location, "array": array}
+
+
+@dataclass(frozen=True)
+class SpooledSource(Source):
+    """What the first pass of a run put aside in `spool_dir`: its maps, and a shard of scores for each chunk."""
+
+    spool_dir: str
+    stored: StoredSource
+
+    def outcomes(self, chunk: Chunk[Any], clock: Clock) -> Iterator[Scored | Failed]:
+        items = []
+        for record in iter_records(scores_path(self.spool_dir, chunk.index)):
+            path, error = record["input"], record.get("error")
+            failure = None if error is None else (error["stage"], error["type"], error["message"])
+            location = {"path": map_path(self.spool_dir, record["index"])}
+            items.append(StoredMap(path, location, image=path, score=record.get("score"), failure=failure))
+        for outcome in self.stored.outcomes(Chunk(chunk.index, chunk.start, tuple(items)), clock):
+            yield replace(outcome, location={}) if isinstance(outcome, Scored) else outcome
+
+
+def scores_path(spool_dir: str, chunk_index: int) -> str:
+    """Where the scores of a chunk are put aside."""
+    return posixpath.join(spool_dir, f"scores-{chunk_index:08d}.jsonl")
+
+
+def map_path(spool_dir: str, index: int) -> str:
+    """Where the map of an input is put aside."""
+    return posixpath.join(spool_dir, f"map-{index:08d}.npy")

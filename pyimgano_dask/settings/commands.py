@@ -1,0 +1,33 @@
+"""Which knobs each command takes; every knob is declared once, in the tree of `InferSettings`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from pyimgano_dask.settings.catalog import Knob, knobs
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and the knobs it has no use for, by config key; the key of a block stands for all below it."""
+
+    name: str
+    without: tuple[str, ...]
+
+    def takes(self, knob: Knob) -> bool:
+        """Whether the command has this knob's flag."""
+        return knob.flag is not None and not any(f"{knob.key}.".startswith(f"{key}.") for key in self.without)
+
+
+INFER = Command("pyimgano-infer", without=("stored",))
+RESCORE = Command(
+    "pyimgano-rescore",
+    without=("model", "training", "adaptation", "output.save_maps", "output.include_anomaly_map_values"),
+)
+
+
+@cache
+def knobs_of(command: Command) -> tuple[Knob, ...]:
+    """The knobs of a command that have a flag, in the order of the tree."""
+    return tuple(knob for knob in knobs() if command.takes(knob))
