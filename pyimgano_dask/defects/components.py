@@ -6,14 +6,12 @@ label `i + 1` in the label image; label 0 is the background.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-BAND_PIXELS = 1 << 15
-PIXELS_PER_SEGMENT = 12
+from pyimgano_dask.defects.kernels import boxes_and_areas, labels_under, only_labels, score_max_and_sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +55,7 @@ class Components:
 def components_touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """The components of `mask` that hold a pixel of `seeds`; both are masks, and seeds lie inside the mask."""
     count, labels = cv2.connectedComponentsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_GRANA)
-    keep = np.zeros(count, np.bool_)
-    first_of_run = seeds.copy()
-    np.greater(seeds[:, 1:], seeds[:, :-1], out=first_of_run[:, 1:].view(np.bool_))
-    flat_labels = labels.ravel()
-    for band, pixels in _foreground_bands(first_of_run):
-        keep[flat_labels[band][pixels]] = True
-    return keep_labels(mask, labels, keep)
+    return keep_labels(mask, labels, labels_under(labels, seeds, count))
 
 
 def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
@@ -75,12 +67,8 @@ def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
     numbers depend neither on what OpenCV takes by default nor on its number of threads.
     """
     count, labels, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_GRANA)
-    areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
-    boxes = stats[1:, : cv2.CC_STAT_AREA].astype(np.int64)
-    for near, far in ((0, 2), (1, 3)):
-        boxes[:, far] += boxes[:, near]
-        boxes[:, far] -= 1
-    score_max, score_sum = _score_max_and_sum(mask, labels, scores, count)
+    boxes, areas = boxes_and_areas(stats[1:])
+    score_max, score_sum = score_max_and_sum(labels, scores, count)
     return Components(
         labels=labels,
         numbers=np.arange(1, count),
@@ -94,43 +82,4 @@ def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
 
 def keep_labels(mask: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """`mask` without the components that are not kept; `keep` is bool, one value a label with the background's."""
-    if keep[1:].all():
-        return mask
-    out = mask.copy()
-    flat_out, flat_labels = out.ravel(), labels.ravel()
-    for band, pixels in _foreground_bands(mask):
-        dropped = ~keep[flat_labels[band][pixels]]
-        flat_out[band][pixels[dropped]] = 0
-    return out
-
-
-def _score_max_and_sum(
-    mask: np.ndarray, labels: np.ndarray, scores: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Largest score and sum of scores of each label, float64 (count,) each."""
-    largest = np.full(count, -np.inf)
-    total = np.zeros(count, np.float64)
-    flat_labels, flat_scores = labels.ravel(), scores.ravel()
-    for band, pixels in _foreground_bands(mask):
-        owner = flat_labels[band].take(pixels)
-        value = flat_scores[band].take(pixels).astype(np.float64)
-        starts = np.flatnonzero(owner[1:] != owner[:-1])
-        if PIXELS_PER_SEGMENT * len(starts) < len(owner):
-            starts = np.concatenate(([0], starts + 1))
-            owner = owner[starts]
-            np.maximum.at(largest, owner, np.maximum.reduceat(value, starts))
-            np.add.at(total, owner, np.add.reduceat(value, starts))
-        else:
-            np.maximum.at(largest, owner, value)
-            np.add.at(total, owner, value)
-    return largest, total
-
-
-def _foreground_bands(mask: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Bands of the flat mask, short enough to stay in the cache, with the foreground pixels inside each."""
-    flat = mask.view(np.bool_).ravel()
-    for start in range(0, flat.size, BAND_PIXELS):
-        band = slice(start, start + BAND_PIXELS)
-        pixels = np.flatnonzero(flat[band])
-        if pixels.size:
-            yield band, pixels
+    return mask if keep[1:].all() else only_labels(mask, labels, keep)

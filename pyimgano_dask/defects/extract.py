@@ -22,7 +22,7 @@ from pyimgano_dask.defects.ordering import order_rows
 from pyimgano_dask.defects.regions import RegionTable, round6
 from pyimgano_dask.defects.roi import roi_slices, zero_border, zero_outside_roi
 from pyimgano_dask.defects.smoothing import smooth
-from pyimgano_dask.defects.solidity import solidities_after
+from pyimgano_dask.defects.solidity import solidities
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.defects import DefectSettings
 
@@ -144,13 +144,14 @@ def _final_mask(
     clipped = zero_outside_roi(filled, roi)
     ledger.mask(ROI_CLIP, clipped, on=settings.roi_xyxy_norm is not None)
     if components is None or not np.array_equal(clipped, mask):
-        before, components = components, measure_components(clipped, scores)
-        if before is not None and before.solidity is not None:
-            components = replace(components, solidity=solidities_after(components, before, before.solidity, roi))
+        components = measure_components(clipped, scores)
     return clipped, components
 
 
 def _region_table(components: Components, settings: DefectSettings) -> RegionTable:
+    solidity = components.solidity
+    if solidity is None and settings.shape_filters.min_solidity is not None:
+        solidity = solidities(components)
     return RegionTable(
         ids=np.arange(1, len(components) + 1),
         boxes_xyxy=components.boxes_xyxy,
@@ -158,7 +159,7 @@ def _region_table(components: Components, settings: DefectSettings) -> RegionTab
         centroids_xy=components.centroids_xy,
         score_max=round6(components.score_max),
         score_mean=round6(components.score_mean),
-        solidity=None if components.solidity is None else round6(components.solidity),
+        solidity=None if solidity is None else round6(solidity),
         with_shape=settings.shape_filters.any_on,
         merged_from_ids={},
     )

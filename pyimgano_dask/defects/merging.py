@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pyimgano_dask.defects.kernels import smallest_linked
 from pyimgano_dask.defects.regions import RegionTable, round6
 
 
@@ -51,102 +52,13 @@ def nearby_groups(boxes_xyxy: np.ndarray, max_gap_px: int) -> np.ndarray:
     """For each box the smallest index in its group, int64 (N,); groups join by steps of at most the gap.
 
     Each box reaches `max_gap_px + 1` further to the right and down, so that boxes are close exactly when their reaches
-    share a pixel. Reaches are cut into rows, and a row is looked at only where a reach begins: there every pair that
-    shares a pixel shows for the first time. Work and memory grow with the number of such rows, which is at most that
-    of the pixels of the map when the boxes are those of components.
+    share a pixel.
     """
-    count = len(boxes_xyxy)
-    if count < 2:
-        return np.arange(count)
-    reach = min(max_gap_px, int(boxes_xyxy[:, 2:].max()) + 1) + 1
-    reaches = boxes_xyxy.copy()
-    reaches[:, 2:] += reach
-    member, pieces, links = _stacks(reaches, reach + 1)
-    one, other = _first_meetings(pieces)
-    return _smallest_linked(count, np.concatenate((links[0], member[one])), np.concatenate((links[1], member[other])))
-
-
-def _stacks(reaches: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """The area that reaches (N, 4) cover, in few pieces: (member (M,), pieces (M, 4), links).
-
-    Reaches are at least `side` wide and high, so that all that begin in the same square of a grid of this side cover
-    the last pixel of that square. They are linked, and each row of what they cover together is in one piece: above
-    that pixel the pieces widen from top to bottom, below it from bottom to top. `member` is one reach of the square of
-    each piece; `links` are pairs of reaches of one square.
-    """
-    left, top, right, bottom = reaches.T
-    across = int(right.max()) // side + 1
-    square = top // side * across + left // side
-    by_top = np.argsort(square * (int(bottom.max()) + 1) + top)
-    square = square[by_top]
-    begins = np.flatnonzero(np.diff(square, prepend=-1))
-    if len(begins) == len(square):
-        nothing = np.zeros(0, np.int64)
-        return np.arange(len(reaches)), reaches, (nothing, nothing)
-    heads = np.repeat(by_top[begins], np.diff(begins, append=len(square)))
-    last_row = square // across * side + side - 1
-    by_bottom = np.lexsort((-bottom[by_top], square))
-    below = by_top[by_bottom]
-    upper = _widening(square, left[by_top], right[by_top])
-    lower = _widening(square, left[below], right[below])
-    ends = np.append(square[1:] != square[:-1], True)
-    upper_end = np.where(ends, last_row, np.append(top[by_top][1:], 0) - 1)
-    lower_top = np.where(ends, last_row, np.append(bottom[below][1:], 0)) + 1
-    pieces = np.concatenate(
-        (
-            np.stack((upper[0], top[by_top], upper[1], upper_end), axis=1),
-            np.stack((lower[0], lower_top, lower[1], bottom[below]), axis=1),
-        )
-    )
-    filled = pieces[:, 1] <= pieces[:, 3]
-    return np.concatenate((heads, heads))[filled], pieces[filled], (heads, by_top)
-
-
-def _widening(square: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least left and greatest right so far within each square, for rows in the order of their squares."""
-    span = int(right.max()) + 1
-    base = square * span
-    return base + span - 1 - np.maximum.accumulate(base + span - 1 - left), np.maximum.accumulate(base + right) - base
-
-
-def _first_meetings(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of boxes (N, 4) that share a pixel, enough of them to link all that do in steps: indices (M,) twice.
-
-    On one row, in the order of their left ends, a box meets one before it exactly when it meets the one that goes
-    furthest to the right. On rows below the first that both are on, the pair is found again and left out.
-    """
-    rows_to = np.cumsum(np.bincount(boxes[:, 1], minlength=int(boxes[:, 3].max()) + 1) > 0)
-    by_left = np.argsort(boxes[:, 0])
-    first = rows_to[boxes[by_left, 1]] - 1
-    heights = rows_to[boxes[by_left, 3]] - first
-    begins = np.cumsum(heights) - heights
-    row = np.arange(int(heights.sum())) - np.repeat(begins - first, heights)
-    place = np.repeat(np.arange(len(boxes)), heights)
-    by_row = np.argsort(row.astype(np.min_scalar_type(rows_to[-1])), kind="stable")
-    row, place = row[by_row], place[by_row]
-    span = int(boxes[:, 2].max()) + 1
-    end = row * span + boxes[by_left, 2][place]
-    furthest = np.maximum.accumulate(end)
-    goes_furthest = np.flatnonzero(np.append(True, end[1:] > furthest[:-1]))
-    holder = place[goes_furthest[np.cumsum(np.bincount(goes_furthest, minlength=len(end))) - 1]]
-    meets = row[1:] * span + boxes[by_left, 0][place[1:]] <= furthest[:-1]
-    one, other = holder[:-1], place[1:]
-    meets &= np.maximum(first[one], first[other]) == row[1:]
-    return by_left[one[meets]], by_left[other[meets]]
-
-
-def _smallest_linked(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """For each of `count` indices the smallest it is linked to in steps; `one` and `other` (M,) are the links."""
-    smallest = np.arange(count)
-    while one.size:
-        low, high = np.minimum(one, other), np.maximum(one, other)
-        np.minimum.at(smallest, high, low)
-        while not np.array_equal(smallest, further := smallest[smallest]):
-            smallest = further
-        one, other = smallest[low], smallest[high]
-        apart = one != other
-        one, other = one[apart], other[apart]
-    return smallest
+    if len(boxes_xyxy) < 2:
+        return np.arange(len(boxes_xyxy))
+    reach = min(max_gap_px, int(boxes_xyxy[:, 2:].max())) + 1
+    by_top = np.argsort(boxes_xyxy[:, 1], kind="stable")
+    return smallest_linked(boxes_xyxy, by_top, reach)
 
 
 def _sums(group: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:

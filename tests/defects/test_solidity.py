@@ -7,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyimgano_dask.defects.components import Components, measure_components
-from pyimgano_dask.defects.morphology import fill_holes
-from pyimgano_dask.defects.roi import roi_slices, zero_outside_roi
-from pyimgano_dask.defects.solidity import solidities, solidities_after
+from pyimgano_dask.defects.solidity import solidities
 from tests.defects import reference
 from tests.defects.strategies import masks
 
@@ -66,17 +64,6 @@ def snake(size: int) -> np.ndarray:
 )
 def test_agrees_on_pathological_shapes(mask: np.ndarray) -> None:
     np.testing.assert_allclose(solidities(measured(mask)), expected_solidities(mask), rtol=1e-12)
-
-
-@settings(max_examples=100, deadline=None)
-@given(masks(24), st.tuples(*[st.floats(0, 1)] * 4))
-def test_carries_over_what_filling_and_clipping_leave(
-    mask: np.ndarray, roi_xyxy_norm: tuple[float, float, float, float]
-) -> None:
-    roi = roi_slices(roi_xyxy_norm, mask.shape)
-    before, after = measured(mask), measured(zero_outside_roi(fill_holes(mask), roi))
-
-    np.testing.assert_array_equal(solidities_after(after, before, solidities(before), roi), solidities(after))
 
 
 @given(masks(), st.integers(0, 100))
