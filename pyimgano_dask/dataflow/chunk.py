@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from pyimgano_dask.dataflow.artifacts import ArtifactWriter
 from pyimgano_dask.dataflow.faults import faults_are_the_inputs, shard_faults_end_the_run
@@ -124,8 +123,8 @@ def _inspect(item: Scored, job: Job, writer: ArtifactWriter, clock: Clock) -> tu
     if job.pixel_threshold is not None:
         with clock.stage("extract"), faults_are_the_inputs("extract", "its defects cannot be extracted"):
             defects = extract_defects(item.anomaly_map, settings.defects, pixel_threshold=job.pixel_threshold)
-            if settings.defects.image_space and item.image_hw is not None:
-                defects = scale_to_image(defects, item.image_hw)
+            if settings.defects.image_space:
+                defects = scale_to_image(defects, _known(item.image_hw))
             record["defects"] = {
                 "space": {"type": "anomaly_map", "shape": list(item.anomaly_map.shape)},
                 "pixel_threshold": job.pixel_threshold,
@@ -142,6 +141,14 @@ def _inspect(item: Scored, job: Job, writer: ArtifactWriter, clock: Clock) -> tu
     with clock.stage("write"), faults_are_the_inputs("write", "its artifacts cannot be written"):
         _locate(record, writer.write(item, defects))
     return record, defects
+
+
+def _known(image_hw: tuple[int, int] | None) -> tuple[int, int]:
+    if image_hw is None:
+        raise InputError(
+            "extract", "ImageSizeError", "boxes in image pixels need the image of the map; it is not known"
+        )
+    return image_hw
 
 
 def _locate(record: Record, entry: Mapping[str, Mapping[str, Any]]) -> None:
@@ -184,7 +191,8 @@ def survey_chunk(chunk: Chunk[Any], survey: Survey) -> Extremes:
             continue
         records[outcome.index] = {"index": outcome.index, "input": outcome.path, "score": outcome.score}
         values = outcome.anomaly_map
-        if values.size and values.dtype == np.float32 and np.isfinite(values).all():
+        with suppress(InputError):
+            check_map(values)
             low, high = min(low, float(values.min())), max(high, float(values.max()))
         if survey.spool_dir is not None:
             with clock.stage("write"), shard_faults_end_the_run():

@@ -122,11 +122,12 @@ class Inspection:
     """What is to be done: `n_inputs` inputs, whose maps `source` gives, with these settings and thresholds.
 
     `images` reads the images of the inputs for a second pass over maps that were put aside; it is None where the maps
-    are stored already.
+    are stored already. Relative paths of inputs and stored maps start at `inputs_dir`, those of outputs at `base_dir`.
     """
 
     settings: InferSettings
     base_dir: str
+    inputs_dir: str
     inputs: Iterable[Any]
     n_inputs: int
     source: Source
@@ -208,12 +209,12 @@ def _survey(
 
 
 def _manifest(work: Inspection) -> RunManifest:
-    settings = work.settings
+    settings, jsonl = work.settings, work.settings.output.save_jsonl
     return RunManifest(
         version=__version__,
-        base_dir=work.base_dir,
+        base_dir=work.inputs_dir,
         n_inputs=work.n_inputs,
-        records=settings.output.save_jsonl,
+        records=None if jsonl is None else resolve(jsonl, work.base_dir),
         settings=stored_settings(settings, work.thresholds),
     )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from glob import escape, glob
 from typing import Any, BinaryIO, Protocol
+
+from pydantic import ValidationError
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
 from pyimgano_dask.dataflow.inspection import (
@@ -24,10 +27,11 @@ from pyimgano_dask.dataflow.inspection import (
 from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed, real_path
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import StoredMap
-from pyimgano_dask.errors import ConfigError, RunError
+from pyimgano_dask.errors import ConfigError, Stage
 from pyimgano_dask.images.listing import FileKind, InputList
+from pyimgano_dask.settings.knob import Block
 from pyimgano_dask.settings.rescoring import Rescoring
-from pyimgano_dask.settings.run_manifest import RunManifest
+from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest
 from pyimgano_dask.storage.files import is_file, resolve
 from pyimgano_dask.storage.jsonl import iter_records
 from pyimgano_dask.thresholds import fixed_pixel_provenance
@@ -59,7 +63,7 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
     settings = rescoring.resolved.settings
     maps = _find_maps(rescoring, base_dir)
     thresholds = _thresholds(rescoring)
-    _check_nothing_is_overwritten(rescoring, base_dir)
+    _check_nothing_is_overwritten(rescoring, maps, base_dir)
     sources = [InputFolder("--input", spec) for spec in settings.inputs.input]
     if settings.stored.maps is not None:
         sources.append(InputFolder("--maps", settings.stored.maps, NPY_MAPS))
@@ -73,6 +77,7 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
         work = Inspection(
             settings=settings,
             base_dir=base_dir,
+            inputs_dir=maps.base_dir,
             inputs=maps,
             n_inputs=maps.count(),
             source=stored_source(settings, maps.base_dir),
@@ -89,8 +94,8 @@ def _thresholds(rescoring: Rescoring) -> Thresholds:
     value = settings.defects.pixel_threshold
     if value is None:
         raise ConfigError(
-            "defects need a pixel threshold, and the stored run has none; there are two ways: --pixel-threshold T, "
-            "or an --infer-config whose defects.pixel_threshold is set"
+            "defects need a pixel threshold, and neither the stored run nor a config has one; "
+            "give --pixel-threshold T, or an --infer-config whose defects.pixel_threshold is set"
         )
     provenance: Mapping[str, Any] | None = settings.pixel_threshold_provenance
     if rescoring.resolved.is_explicit("defects.pixel_threshold"):
@@ -100,17 +105,32 @@ def _thresholds(rescoring: Rescoring) -> Thresholds:
     return Thresholds(settings.threshold, settings.threshold_provenance, value, provenance)
 
 
-def _check_nothing_is_overwritten(rescoring: Rescoring, base_dir: str) -> None:
-    """Refuse to write over the run that is read."""
+def _check_nothing_is_overwritten(rescoring: Rescoring, maps: StoredMaps, base_dir: str) -> None:
+    """Refuse to write over the run or the maps that are read."""
     settings, run = rescoring.resolved.settings, rescoring.run
     run_dir, from_run = settings.dataflow.run_dir, settings.stored.from_run
     if run_dir is not None and from_run is not None and real_path(run_dir, base_dir) == real_path(from_run, base_dir):
         raise ConfigError(f"--run-dir: {run_dir!r} is the run of --from-run, which is read; name another folder")
-    jsonl, records = settings.output.save_jsonl, None if run is None else run.records
-    if run is not None and records is not None and jsonl is not None:
-        is_read = real_path(jsonl, base_dir) == real_path(records, run.base_dir)
-        if is_read:
-            raise ConfigError(f"--save-jsonl: {jsonl!r} is the file of the run that is read; name another file")
+    jsonl = settings.output.save_jsonl
+    if run is not None and from_run is not None and jsonl is not None:
+        read = {real_path(os.path.join(from_run, MANIFEST_NAME), base_dir)}
+        if run.records is not None:
+            read.add(real_path(run.records, run.base_dir))
+        parts = real_path(os.path.join(from_run, PARTS), base_dir)
+        target = real_path(jsonl, base_dir)
+        if target in read or os.path.dirname(target) == parts:
+            raise ConfigError(f"--save-jsonl: {jsonl!r} is a file of the run that is read; name another file")
+    masks, suffix = settings.output.save_masks, settings.defects.mask_format
+    if masks is not None and suffix in ("npy", "zarr"):
+        places = {_place(item.location) for item in maps if item.location is not None}
+        if real_path(masks, base_dir) in {real_path(place, maps.base_dir) for place in places}:
+            raise ConfigError(f"--save-masks: the maps that are read lie in {masks!r}; take another folder")
+
+
+def _place(location: Mapping[str, Any]) -> str:
+    """The store or the folder a map lies in."""
+    path: str = location["path"]
+    return path if "row" in location else posixpath.dirname(path)
 
 
 def _find_maps(rescoring: Rescoring, base_dir: str) -> StoredMaps:
@@ -157,9 +177,18 @@ class _RunMaps:
                 f"({run.records or 'standard output'}); they are kept with --save-jsonl FILE or --keep-parts"
             )
         maps = cls(run, records)
-        first = next((item for item in maps if item.location is not None), None)
-        if first is not None and "path" not in (first.location or {}):
-            raise ConfigError(f"--from-run: the run in {run_dir!r} stored no maps; run it again with --save-maps DIR")
+        n_records = 0
+        for item in maps:
+            n_records += 1
+            if item.location is not None and "path" not in item.location:
+                raise ConfigError(
+                    f"--from-run: the run in {run_dir!r} stored no maps; run it again with --save-maps DIR"
+                )
+        if n_records != run.n_inputs:
+            raise ConfigError(
+                f"--from-run: {', '.join(map(repr, records[:3]))} hold {n_records} records, but the run in {run_dir!r} "
+                f"had {run.n_inputs} inputs; the file was cut short or changed"
+            )
         return maps
 
     @property
@@ -175,19 +204,47 @@ class _RunMaps:
                 yield _from_record(record, path)
 
 
-def _from_record(record: Mapping[str, Any], path: str) -> StoredMap:
+class _Failure(Block):
+    """What the record of an input that failed says."""
+
+    stage: Stage
+    type: str
+    message: str
+
+
+class _Location(Block):
+    """Where the record says that its map lies."""
+
+    path: str | None = None
+    array: str | None = None
+    row: int | None = None
+
+
+class _Record(Block):
+    """What is needed of a record."""
+
+    input: str
+    score: float | None = None
+    error: _Failure | None = None
+    anomaly_map: _Location = _Location()
+
+
+def _from_record(payload: Mapping[str, Any], path: str) -> StoredMap:
     try:
-        image = record["input"]
-        error = record.get("error")
-        if error is not None:
-            return StoredMap(image, None, image, failure=(error["stage"], error["type"], error["message"]))
-        entry = record.get("anomaly_map", {})
-        location = {key: entry[key] for key in ("path", "array", "row") if key in entry}
-        return StoredMap(image, location, image, score=record["score"])
-    except (KeyError, TypeError, AttributeError) as fault:
-        raise RunError(
-            f"{path!r} holds a record that pyimgano-infer does not write ({fault!r}): {record!r:.200}"
+        record = _Record.model_validate(payload)
+    except ValidationError as fault_list:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in fault_list.errors(include_url=False)
+        )
+        raise ConfigError(
+            f"--from-run: {path!r} holds a record that pyimgano-infer does not write ({faults}): {payload!r:.200}"
         ) from None
+    if record.error is not None:
+        error = record.error
+        return StoredMap(record.input, None, record.input, failure=(error.stage, error.type, error.message))
+    location = record.anomaly_map.model_dump(exclude_none=True)
+    is_map = record.input in (record.anomaly_map.path, f"{record.anomaly_map.path}#{record.anomaly_map.row}")
+    return StoredMap(record.input, location, None if is_map else record.input, score=record.score)
 
 
 class _FileMaps:

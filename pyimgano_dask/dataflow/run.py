@@ -58,6 +58,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
         work = Inspection(
             settings=settings,
             base_dir=base_dir,
+            inputs_dir=base_dir,
             inputs=preflight.inputs,
             n_inputs=preflight.n_inputs,
             source=DetectorSource(preflight.reader(settings, with_display=draws_at_once), detector),

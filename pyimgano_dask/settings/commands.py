@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from pyimgano_dask.settings.catalog import Knob, knobs
 
@@ -25,6 +27,18 @@ RESCORE = Command(
     "pyimgano-rescore",
     without=("model", "training", "adaptation", "output.save_maps", "output.include_anomaly_map_values"),
 )
+
+
+def without_unused(tree: Mapping[str, Any], command: Command) -> dict[str, Any]:
+    """A config without the blocks and values that the command has no use for."""
+    kept = dict(tree)
+    for key in command.without:
+        block, _, name = key.rpartition(".")
+        if not block:
+            kept.pop(name, None)
+        elif isinstance(kept.get(block), Mapping):
+            kept[block] = {other: value for other, value in kept[block].items() if other != name}
+    return kept
 
 
 @cache

@@ -8,8 +8,9 @@ from typing import Any
 
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.catalog import Knob
+from pyimgano_dask.settings.commands import RESCORE, without_unused
 from pyimgano_dask.settings.infer_config import InferConfigFile
-from pyimgano_dask.settings.resolve import Resolved, merged, resolve
+from pyimgano_dask.settings.resolve import Resolved, merged, resolve, with_preset
 from pyimgano_dask.settings.run_manifest import RunManifest, read_run_manifest
 
 PIXEL_PROVENANCE = "pixel_threshold_provenance"
@@ -28,7 +29,7 @@ def resolve_rescoring(given: Mapping[Knob, Any], config: InferConfigFile | None 
 
     Defect extraction is on. Raises ConfigError naming every faulty value, and for a run folder without a manifest.
     """
-    payload: Mapping[str, Any] = config.payload if config else {}
+    payload = with_preset(without_unused(config.payload if config else {}, RESCORE))
     run_dir = next((value for knob, value in given.items() if knob.key == "stored.from_run"), None)
     if run_dir is None and isinstance(payload.get("stored"), Mapping):
         run_dir = payload["stored"].get("from_run")
@@ -37,7 +38,9 @@ def resolve_rescoring(given: Mapping[Knob, Any], config: InferConfigFile | None 
     if _pixel_threshold(payload) is not None:
         base.pop(PIXEL_PROVENANCE, None)
         payload = {key: value for key, value in payload.items() if key != PIXEL_PROVENANCE}
-    tree = merged(merged(base, payload), {"defects": {"enabled": True}})
+    tree = merged(base, payload)
+    if isinstance(tree.get("defects", {}), Mapping):
+        tree = merged(tree, {"defects": {"enabled": True}})
     file = replace(config, payload=tree) if config else InferConfigFile(run_dir or "", tree, ())
     resolved = resolve(given, file)
     if not resolved.settings.defects.enabled:

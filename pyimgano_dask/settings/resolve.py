@@ -44,8 +44,7 @@ def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) ->
     over them and below the other explicit values. Raises ConfigError naming every faulty flag and JSON path.
     """
     tree: Mapping[str, Any] = config.payload if config else {}
-    if preset := _preset(_value_at(tree, PRESET)):
-        tree = merged({"defects": preset}, tree)
+    tree = with_preset(tree)
     if preset := _preset(next((given[knob] for knob in given if knob.path == PRESET), None)):
         tree = merged(tree, {"defects": preset})
     for knob, value in given.items():
@@ -76,6 +75,12 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
             both[key] = merged(base[key], over[key])
     return both
+
+
+def with_preset(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree with the values of the preset it names laid below its own."""
+    preset = _preset(_value_at(tree, PRESET))
+    return merged({"defects": preset}, tree) if preset else tree
 
 
 def _preset(name: Any) -> Mapping[str, Any]:

@@ -37,7 +37,7 @@ def _decode_line(line: bytes, path: str, number: int) -> dict[str, Any]:
         record = json.loads(line, parse_constant=_refuse_constant)
         if not isinstance(record, dict):
             raise ValueError(f"it holds {type(record).__name__}, not an object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path!r} line {number} is not a record: {error}. "
             "Each line must be one complete JSON object; the file may be cut short or edited."

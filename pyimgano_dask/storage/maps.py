@@ -69,6 +69,8 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     if version not in _HEADER_READERS:
         raise ValueError(f"format version {version} is not one of {', '.join(map(str, _HEADER_READERS))}")
     shape, is_fortran, dtype = _HEADER_READERS[version](file)
+    if any(side < 0 for side in shape):
+        raise ValueError(f"its shape {shape} is negative")
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never read")
     return shape, is_fortran, dtype

@@ -122,7 +122,7 @@ def count_rows(path: str) -> int:
     try:
         group = zarr.open_group(_store(path), mode="r", zarr_format=3)
         counts = {int(group[name].shape[0]) for name in _names_in(group)}  # type: ignore[union-attr]
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{path!r} is not a zarr v3 store of maps: {error}") from None
     if len(counts) != 1:
         found = "no array HEIGHTxWIDTH" if not counts else f"arrays of {', '.join(map(str, sorted(counts)))} rows"

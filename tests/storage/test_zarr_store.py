@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pyimgano_dask.errors import InputError, RunError
+from pyimgano_dask.errors import ConfigError, InputError, RunError
 from pyimgano_dask.storage import zarr_store
-from pyimgano_dask.storage.zarr_store import StoredDtype, create_store, write_rows
+from pyimgano_dask.storage.zarr_store import StoredDtype, count_rows, create_store, write_rows
 
 N_INPUTS, BATCH_SIZE = 14, 4
 MAX_PIXELS = 1000
 read_row = partial(zarr_store.read_row, max_pixels=MAX_PIXELS)
+find_row = partial(zarr_store.find_row, max_pixels=MAX_PIXELS)
 
 
 def a_row(row: int, shape: tuple[int, int], dtype: StoredDtype = "float32") -> NDArray[Any]:
@@ -230,3 +231,76 @@ def test_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
     zarr.create_array(store, shape=(1,), dtype="int8")
     with pytest.raises(RunError, match="not a zarr v3 group"):
         create_store(store)
+
+
+def test_a_row_beyond_the_limit_of_pixels_is_refused(tmp_path: Path) -> None:
+    create_store(str(tmp_path))
+    write_batch(str(tmp_path), 0)
+    assert zarr_store.read_row(str(tmp_path), "6x5", 1, max_pixels=30).shape == (6, 5)
+    with pytest.raises(InputError, match="--max-image-pixels 29"):
+        zarr_store.read_row(str(tmp_path), "6x5", 1, max_pixels=29)
+
+
+def test_each_row_is_found_in_its_array(tmp_path: Path) -> None:
+    store = str(tmp_path / "maps.zarr")
+    create_store(store)
+    names: dict[int, str] = {}
+    for start in range(0, N_INPUTS, BATCH_SIZE):
+        names |= write_batch(store, start)
+    assert {row: find_row(store, row) for row in range(N_INPUTS)} == names
+    assert count_rows(store) == N_INPUTS
+
+
+def test_a_row_of_the_only_array_is_found_though_it_is_zero(tmp_path: Path) -> None:
+    store = str(tmp_path / "maps.zarr")
+    create_store(store)
+    write_rows(store, {0: np.zeros((3, 3), np.float32)}, start=0, n_inputs=2, batch_size=1, dtype="float32")
+    assert [find_row(store, row) for row in (0, 1)] == ["3x3", "3x3"]
+
+
+def test_a_row_in_no_array_or_in_two_is_a_read_error(tmp_path: Path) -> None:
+    store = str(tmp_path / "maps.zarr")
+    create_store(store)
+    for shape in ((3, 3), (4, 4)):
+        rows = {0: np.ones(shape, np.float32)}
+        write_rows(store, rows, start=0, n_inputs=2, batch_size=2, dtype="float32")
+    for row, said in ((0, "2 arrays hold it: 3x3, 4x4"), (1, "it is zero in each array")):
+        with pytest.raises(InputError, match=said) as caught:
+            find_row(store, row)
+        assert (caught.value.stage, caught.value.kind) == ("read", "MissingMapError")
+
+
+def test_only_arrays_of_maps_are_counted(tmp_path: Path) -> None:
+    store = str(tmp_path / "maps.zarr")
+    create_store(store)
+    write_batch(store, 0)
+    zarr.create_array(store, name="notes", shape=(3,), dtype="int8")
+    zarr.create_array(store, name="6x05", shape=(5, 6, 5), dtype="float32")
+    zarr.create_group(store, path="9x9")
+    assert count_rows(store) == N_INPUTS
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "file", "empty folder", "no arrays", "array", "two counts", "0-d", "damaged"]
+)
+def test_what_is_no_store_of_maps_has_no_count(tmp_path: Path, kind: str) -> None:
+    store = tmp_path / "maps.zarr"
+    if kind == "file":
+        store.write_bytes(b"zarr")
+    elif kind == "empty folder":
+        store.mkdir()
+    elif kind == "array":
+        zarr.create_array(str(store), shape=(3, 4, 4), dtype="float32")
+    elif kind != "missing":
+        create_store(str(store))
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {
+            "two counts": {"4x4": (3, 4, 4), "2x2": (5, 2, 2)},
+            "0-d": {"4x4": ()},
+            "damaged": {"4x4": (3, 4, 4)},
+        }
+        for name, shape in shapes.get(kind, {}).items():
+            zarr.create_array(str(store), name=name, shape=shape, dtype="float32")
+        if kind == "damaged":
+            (store / "4x4/zarr.json").write_text('{"zarr_format": 3')
+    with pytest.raises(ConfigError, match=r"maps\.zarr"):
+        count_rows(str(store))
