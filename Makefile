@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo-output
 
-.PHONY: help demo test lint types docs bench clean
+.PHONY: help demo test lint types docs pictures bench clean
 
 help:
 	@echo "make demo   install, write a small inspection set, inspect it, show where to look"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint   ruff: style and format"
 	@echo "make types  mypy"
 	@echo "make docs   write the generated reference in docs/"
+	@echo "make pictures  write docs/images from the examples of docs/FALSE_POSITIVE_DEBUGGING.md"
 	@echo "make bench  time the main job (see docs/PERFORMANCE.md)"
 	@echo "make clean  remove the environment and what the demo wrote"
 
@@ -40,6 +41,9 @@ types: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pyimgano_dask.settings.reference docs
+
+pictures: demo
+	$(BIN)/python docs/make_pictures.py
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_main_job.py

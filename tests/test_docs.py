@@ -17,10 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import psutil
 import pytest
 from distributed import Client
 
+from pyimgano_dask.settings.catalog import knobs
 from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.resolve import resolve
 from pyimgano_dask.synthesis import write_inspection_set
@@ -82,6 +84,7 @@ def known_flags() -> frozenset[str]:
         flags_of(sys.executable, "-m", "pyimgano_dask.cli.rescore"),
         flags_of(sys.executable, "-m", "pyimgano_dask.cli.validate"),
         flags_of(sys.executable, str(ROOT / "jobs/infer.py")),
+        flags_of(sys.executable, str(ROOT / "jobs/rescore.py")),
         flags_of(str(ROOT / "deploy/start-cluster.sh")),
         flags_of(*dask, "scheduler"),
         flags_of(*dask, "worker"),
@@ -117,6 +120,12 @@ def test_every_flag_of_the_defects_is_in_the_guide() -> None:
     assert set(re.findall(r"--defect-[a-z-]+", help_text)) <= set(FLAG.findall(text_of("docs/GUIDE.md")))
 
 
+def test_every_control_is_in_the_table_of_controls() -> None:
+    table = section(text_of("docs/FALSE_POSITIVE_DEBUGGING.md"), "Every control")
+    names = {knob.path[-1] for knob in knobs() if (knob.flag or "").startswith("--defect-")}
+    assert {name for name in names if name not in table} == {"enabled"}
+
+
 def test_the_docs_speak_of_this_version() -> None:
     assert f"## What is in {__version__}," in text_of("README.md")
     first = re.search(r"^## \[(.*?)\] - \d{4}-\d\d-\d\d$", text_of("CHANGELOG.md"), flags=re.MULTILINE)
@@ -148,8 +157,10 @@ def examples_of(page: str) -> list[Example]:
     return found
 
 
-def same_names_for_hashes(text: str) -> str:
-    """Checksums replaced by what is equal to what, because other versions of the libraries give other ones."""
+def comparable(text: str) -> str:
+    """Checksums replaced by what is equal to what, because other versions of the libraries give other ones; tables
+    without the blanks that fill their lines."""
+    text = "\n".join(line.rstrip() for line in text.splitlines()).rstrip()
     names: dict[str, str] = {}
     return re.sub(r"\b[0-9a-f]{64}\b", lambda match: names.setdefault(match[0], f"hash-{len(names)}"), text)
 
@@ -162,6 +173,7 @@ def run_example(example: Example, cwd: Path) -> str:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
+        "COLUMNS": "80",
     }
     process = subprocess.Popen(
         [*command, example.code],
@@ -223,14 +235,16 @@ def walk(page: str, cwd: Path, *, is_wanted: Callable[[Example], bool]) -> None:
         printed = run_example(example, cwd)
         if example.shown is not None:
             where = f"{page}, line {example.line}"
-            assert same_names_for_hashes(printed) == same_names_for_hashes(example.shown), where
+            assert comparable(printed) == comparable(example.shown), where
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/GUIDE.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/GUIDE.md", "docs/FALSE_POSITIVE_DEBUGGING.md"])
 def test_examples_run_and_print_what_is_shown(page: str, checkout: Path) -> None:
     walk(page, checkout, is_wanted=lambda example: not example.starts_a_cluster)
     if page == "README.md":
         check_record_in_the_readme((checkout / "demo-output/results.jsonl").read_text().splitlines()[7])
+    if page == "docs/FALSE_POSITIVE_DEBUGGING.md":
+        check_counts_of_the_steps(checkout)
 
 
 def check_record_in_the_readme(line: str) -> None:
@@ -238,8 +252,32 @@ def check_record_in_the_readme(line: str) -> None:
     (shown,) = re.findall(r"^```json\n(.*?)^```$", text_of("README.md"), flags=re.MULTILINE | re.DOTALL)
     assert flat(json.loads(shown)) == {path: nearly(leaf) for path, leaf in flat(record).items()}
     assert {name.split(".")[-1] for name in re.findall(r"^\| `([\w.]+)` \|", text_of("README.md"), re.MULTILINE)} == {
-        *(set(record) | set(record["defects"]) | {"error"}),
+        *(set(record) | set(record["defects"]) | {"error", "suppressed"}),
     }
+
+
+def check_counts_of_the_steps(checkout: Path) -> None:
+    rows = re.findall(
+        r"^\|.*\| `([\w-]+\.jsonl)` \| ([\d,]+) \| ([\d,]+) \| (\d+) of 12 \|$",
+        text_of("docs/FALSE_POSITIVE_DEBUGGING.md"),
+        flags=re.MULTILINE,
+    )
+    assert len(rows) == 7
+    for name, *shown in rows:
+        with open(checkout / "demo-output/fp" / name, encoding="utf-8") as lines:
+            found = [regions_and_false_ones(json.loads(line), checkout) for line in lines]
+        n_regions, n_false = (sum(column) for column in zip(*found, strict=True))
+        n_lost = sum(regions == false for regions, false in found[6:])
+        assert [int(number.replace(",", "")) for number in shown] == [n_regions, n_false, n_lost], name
+
+
+def regions_and_false_ones(record: dict[str, Any], checkout: Path) -> tuple[int, int]:
+    """How many regions a record has, and how many of them touch no flaw of the demo set."""
+    image = checkout / record["input"]
+    truth_path = image.parents[2] / "ground_truth" / image.parent.name / f"{image.stem}_mask.png"
+    truth = cv2.imread(str(truth_path), cv2.IMREAD_GRAYSCALE) if truth_path.exists() else None
+    boxes = [region["bbox_xyxy"] for region in record["defects"]["regions"]]
+    return len(boxes), sum(truth is None or not truth[y0 : y1 + 1, x0 : x1 + 1].any() for x0, y0, x1, y1 in boxes)
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -278,6 +316,17 @@ def test_a_scheduler_file_that_is_not_there_is_told(demo: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs").glob("*.json")), ids=lambda path: path.name)
 def test_job_configs_are_valid(path: Path) -> None:
     assert resolve({}, read_infer_config(str(path))).warnings == ()
+
+
+def test_the_template_of_the_preset_writes_out_exactly_its_values() -> None:
+    template = read_infer_config(str(ROOT / "jobs/configs/industrial-fp40.json"))
+    (preset_knob,) = (knob for knob in knobs() if knob.key == "defects.preset")
+    of_preset = resolve({preset_knob: "industrial-fp40"}).settings.defects
+    own = {"preset", "explain"}
+    assert resolve({}, template).settings.defects.model_dump(exclude=own) == of_preset.model_dump(exclude=own)
+    left_out = own | {"image_space", "pixel_threshold"}
+    written = flat({key: value for key, value in template.payload["defects"].items() if key != "explain"})
+    assert set(written) == set(flat(of_preset.model_dump(mode="json", exclude=left_out)))
 
 
 def test_the_job_config_shows_every_block() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyimgano_dask.defects import Waterfall
 
 BAR_WIDTH = 6
+UNLIMITED_WIDTH = 1000
 
 
 class TerminalProgress:
@@ -90,14 +91,18 @@ def print_summary(summary: RunSummary, console: Console) -> None:
             table.add_row(label, Text(path))
     console.print(table)
     if summary.waterfall:
-        console.print(_waterfall_table(summary.waterfall, summary.settings.defects))
+        table = _waterfall_table(summary.waterfall, summary.settings.defects, with_bars=True)
+        needed = console.measure(table, options=console.options.update(max_width=UNLIMITED_WIDTH)).maximum
+        if needed > console.width:
+            table = _waterfall_table(summary.waterfall, summary.settings.defects, with_bars=False)
+        console.print(table)
     for path, message in summary.errors:
         console.print(Text(f"  {path!r}: {message}", style="red"), soft_wrap=True)
     if summary.n_errors > len(summary.errors):
         console.print(f"  … and {summary.n_errors - len(summary.errors)} more errors")
 
 
-def _waterfall_table(waterfall: Waterfall, defects: DefectSettings) -> Table:
+def _waterfall_table(waterfall: Waterfall, defects: DefectSettings, *, with_bars: bool) -> Table:
     """What was thresholded, what each control took away, what is reported: over all images."""
     from pyimgano_dask.defects import REPORTED, THRESHOLDED
 
@@ -111,17 +116,19 @@ def _waterfall_table(waterfall: Waterfall, defects: DefectSettings) -> Table:
     table.add_column("control", no_wrap=True)
     for title in ("components", "left", "pixels", "left"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", width=BAR_WIDTH)
+    if with_bars:
+        table.add_column("", width=BAR_WIDTH)
     most = max(step.pixels_left for step in waterfall)
     for step in waterfall:
         is_end = step.control in (THRESHOLDED, REPORTED)
+        bar = Bar(most, 0, step.pixels_left, width=BAR_WIDTH, color="green" if step.control == REPORTED else "cyan")
         table.add_row(
             step.control if is_end else f"{step.control} [dim]{setting_in_words(step.control, defects)}[/]",
             "" if is_end else _change(step.components, 0),
             f"{step.components_left:,}",
             "" if is_end else _change(step.pixels, step.pixels_added),
             f"{step.pixels_left:,}",
-            Bar(most, 0, step.pixels_left, width=BAR_WIDTH, color="green" if step.control == REPORTED else "cyan"),
+            *([bar] if with_bars else []),
             style="bold" if is_end else "",
         )
     return table
