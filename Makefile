@@ -26,7 +26,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m pyimgano_dask.synthesis $(DEMO)/parts
 	$(BIN)/pyimgano-infer --model vision_pixel_mad_map --train-dir $(DEMO)/parts/train/good --input $(DEMO)/parts/test \
 	    --defects --defect-border-ignore-px 16 --defect-min-area 12 \
-	    --save-masks $(DEMO)/masks --save-overlays $(DEMO)/overlays --save-jsonl $(DEMO)/results.jsonl
+	    --run-dir $(DEMO)/run --save-maps $(DEMO)/maps --save-masks $(DEMO)/masks --save-overlays $(DEMO)/overlays --save-jsonl $(DEMO)/results.jsonl
 	@echo "Look at $(DEMO)/overlays (what was found, and where) and $(DEMO)/results.jsonl (one line an image)."
 
 test: $(INSTALLED)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pyimgano_dask.settings.commands import INFER, RESCORE
 from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.rescoring import resolve_rescoring
-from pyimgano_dask.settings.resolve import given_by_keyword, resolve
+from pyimgano_dask.settings.resolve import Resolved, given_by_keyword, resolve
 
 if TYPE_CHECKING:
     from pyimgano_dask.dataflow.inspection import RunSummary
@@ -36,6 +37,7 @@ def infer(
 
     config = read_infer_config(os.fspath(infer_config), infer_category) if infer_config is not None else None
     resolved = resolve(given_by_keyword(settings, INFER), config)
+    _warn(resolved)
     return _with_records(lambda unsaved: run(resolved, unsaved))
 
 
@@ -53,7 +55,13 @@ def rescore(
     if infer_config is not None:
         config = read_infer_config(os.fspath(infer_config), infer_category, with_checkpoint=False)
     rescoring = resolve_rescoring(given_by_keyword(settings, RESCORE), config)
+    _warn(rescoring.resolved)
     return _with_records(lambda unsaved: rescore(rescoring, unsaved))
+
+
+def _warn(resolved: Resolved) -> None:
+    for warning in (*resolved.warnings, *resolved.advice):
+        warnings.warn(warning, stacklevel=3)
 
 
 def _with_records(start: Callable[[BinaryIO], RunSummary]) -> RunSummary:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.catalog import Knob
@@ -24,6 +25,24 @@ GROUP_TITLES: Mapping[str, str] = {
 
 
 _NEGATIVE = re.compile(r"-\.?\d")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line, with the flag that may have been meant."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog, description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message to standard error and exit with 2."""
+        unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        if message.startswith("unrecognized arguments") and unknown:
+            near = get_close_matches(unknown[0], self._option_string_actions, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            message = f"unknown flag {unknown[0]}{meant}"
+        self.exit(2, f"{self.prog}: error: {message} (--help shows every flag)\n")
 
 
 class HelpFormatter(argparse.HelpFormatter):

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pyimgano_dask.cli.flags import HelpFormatter, add_knobs, attach_negative_values, explicit_values
-from pyimgano_dask.cli.shell import EXIT_CODES, config_of, guarded, inspected
+from pyimgano_dask.cli.flags import Parser, add_knobs, attach_negative_values, explicit_values
+from pyimgano_dask.cli.shell import EXIT_CODES, config_of, guarded, inspected, print_warnings
 from pyimgano_dask.settings.commands import INFER
 from pyimgano_dask.settings.resolve import resolve
 from pyimgano_dask.version import __version__
@@ -16,13 +16,11 @@ from pyimgano_dask.version import __version__
 
 def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; `config_flags` are the spellings of the flag that names a config file."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Score images, extract their defects and write records, masks, maps and overlays: "
         "the same bytes on any scheduler.",
         epilog=EXIT_CODES,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     source = parser.add_argument_group("source, exactly one").add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help="Registered detector name.")
@@ -60,9 +58,9 @@ def _work(arguments: dict[str, Any], prog: str) -> int:
         from pyimgano_dask.cli.discovery import discover
 
         return discover(arguments)
-    resolved = resolve(explicit_values(arguments, INFER), config_of(arguments))
-    for warning in resolved.warnings:
-        print(f"{prog}: warning: {warning}", file=sys.stderr)
+    config = config_of(arguments, prog)
+    resolved = resolve(explicit_values(arguments, INFER), config)
+    print_warnings(prog, resolved.advice)
 
     from pyimgano_dask.dataflow.run import run
 

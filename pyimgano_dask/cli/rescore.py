@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pyimgano_dask.cli.flags import HelpFormatter, add_knobs, attach_negative_values, explicit_values
-from pyimgano_dask.cli.shell import EXIT_CODES, config_of, guarded, inspected
+from pyimgano_dask.cli.flags import Parser, add_knobs, attach_negative_values, explicit_values
+from pyimgano_dask.cli.shell import EXIT_CODES, config_of, guarded, inspected, print_warnings
 from pyimgano_dask.settings.commands import RESCORE
 from pyimgano_dask.settings.rescoring import resolve_rescoring
 from pyimgano_dask.version import __version__
@@ -16,13 +16,11 @@ from pyimgano_dask.version import __version__
 
 def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; `config_flags` are the spellings of the flag that names a config file."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Extract the defects of stored anomaly maps: new thresholds and controls without inference. "
         "With nothing changed, the same defects and masks as the run that stored the maps.",
         epilog=EXIT_CODES,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         *config_flags,
@@ -50,10 +48,9 @@ def main(
 
 
 def _work(arguments: dict[str, Any], prog: str) -> int:
-    config = config_of(arguments, with_checkpoint=False)
+    config = config_of(arguments, prog, with_checkpoint=False)
     rescoring = resolve_rescoring(explicit_values(arguments, RESCORE), config)
-    for warning in rescoring.resolved.warnings:
-        print(f"{prog}: warning: {warning}", file=sys.stderr)
+    print_warnings(prog, rescoring.resolved.advice)
 
     from pyimgano_dask.dataflow.rescore import rescore
 

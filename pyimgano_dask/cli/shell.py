@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +52,19 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
         return 1
 
 
-def config_of(arguments: Mapping[str, Any], *, with_checkpoint: bool = True) -> InferConfigFile | None:
-    """The config file that the flags name, None without one."""
+def print_warnings(prog: str, warnings: Iterable[str]) -> None:
+    """Say them on standard error."""
+    for warning in warnings:
+        print(f"{prog}: warning: {warning}", file=sys.stderr)
+
+
+def config_of(arguments: Mapping[str, Any], prog: str, *, with_checkpoint: bool = True) -> InferConfigFile | None:
+    """The config file that the flags name, None without one; what is odd about it is said at once."""
     path, category = arguments["infer_config"], arguments["infer_category"]
     if path is not None:
-        return read_infer_config(path, category, with_checkpoint=with_checkpoint)
+        config = read_infer_config(path, category, with_checkpoint=with_checkpoint)
+        print_warnings(prog, config.warnings)
+        return config
     if category is not None:
         raise ConfigError("--infer-category chooses among the categories of an --infer-config; give both or neither")
     return None

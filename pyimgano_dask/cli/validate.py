@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from pyimgano_dask.cli.shell import print_warnings
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.resolve import resolve
@@ -22,15 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="Print the config with every default filled in.")
     arguments = parser.parse_args(argv)
     try:
-        resolved = resolve({}, read_infer_config(arguments.infer_config, arguments.infer_category))
+        config = read_infer_config(arguments.infer_config, arguments.infer_category)
+        print_warnings(parser.prog, config.warnings)
+        resolved = resolve({}, config)
     except ConfigError as error:
         for line in str(error).splitlines():
             print(f"{parser.prog}: error: {line}", file=sys.stderr)
         return error.exit_code
-    for warning in resolved.warnings:
-        print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
+    print_warnings(parser.prog, resolved.advice)
+    warnings = len(config.warnings) + len(resolved.advice)
+    verdict = f"valid, {warnings} warning{'s' if warnings > 1 else ''}" if warnings else "valid"
     filled = json.dumps(resolved.settings.model_dump(mode="json"), indent=2)
-    print(filled if arguments.json else f"{arguments.infer_config}: valid")
+    print(filled if arguments.json else f"{arguments.infer_config}: {verdict}")
     return 0
 
 

@@ -70,10 +70,10 @@ class RunSummary:
     `training_seconds` are wall time.
     """
 
-    settings: InferSettings
+    settings: InferSettings = field(repr=False)
     source: str
     scheduler: str
-    thresholds: Thresholds
+    thresholds: Thresholds = field(repr=False)
     n_inputs: int = 0
     n_errors: int = 0
     n_anomalous: int = 0

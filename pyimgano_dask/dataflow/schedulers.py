@@ -325,17 +325,21 @@ def _connect(name: str, workers: int) -> Iterator[Any]:
     from distributed.utils import silence_logging_cmgr
 
     if name == "local-cluster":
-        with (
-            LocalCluster(
+        try:
+            cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
                 silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
+            )
+        except RuntimeError as error:
+            raise RunError(
+                f"the workers of a local cluster do not start ({error}); a script that starts one calls below "
+                'if __name__ == "__main__":'
+            ) from error
+        with cluster, Client(cluster) as client:
             yield client
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ from pyimgano_dask.defects.smoothing import smooth
 from pyimgano_dask.defects.solidity import solidities
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.defects import DefectSettings
+from pyimgano_dask.settings.infer_config import unknown_keys
+from pyimgano_dask.settings.resolve import with_preset
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def extract_defects(
     scores = zero_border(scores, settings.border_ignore_px)
     ledger.scores("border_ignore_px", scores, on=settings.border_ignore_px > 0)
     scores = smooth(scores, settings.map_smoothing)
-    ledger.scores("map_smoothing", scores, on=settings.map_smoothing.method != "none")
+    ledger.scores("map_smoothing", scores, on=settings.map_smoothing.is_on)
     mask = threshold(scores, level, settings.hysteresis)
     ledger.mask("hysteresis", mask, on=settings.hysteresis.enabled)
     mask = opened(mask, settings.open_ksize)
@@ -168,7 +171,9 @@ def _region_table(components: Components, settings: DefectSettings) -> RegionTab
 def _checked_settings(settings: DefectSettings | Mapping[str, Any]) -> DefectSettings:
     if isinstance(settings, DefectSettings):
         return settings
-    values = dict(settings)
+    for key in unknown_keys(settings, DefectSettings):
+        warnings.warn(f"defects.{key} is no setting of defects and is ignored", stacklevel=3)
+    values = dict(with_preset({"defects": dict(settings)})["defects"])
     if isinstance(values.get("roi_xyxy_norm"), list):
         values["roi_xyxy_norm"] = tuple(values["roi_xyxy_norm"])
     try:

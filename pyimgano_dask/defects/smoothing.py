@@ -17,10 +17,10 @@ def smooth(scores: np.ndarray, smoothing: MapSmoothing) -> np.ndarray:
     than the map.
     """
     ksize, odd = smoothing.ksize, smoothing.odd_ksize
-    if smoothing.method == "median" and ksize > 1:
+    if not smoothing.is_on:
+        return scores
+    if smoothing.method == "median":
         return cv2.medianBlur(scores, odd)
-    if smoothing.method == "box" and ksize > 1:
+    if smoothing.method == "box":
         return cv2.blur(scores, (ksize, ksize))
-    if smoothing.method == "gaussian" and (ksize > 0 or smoothing.sigma > 0):
-        return cv2.GaussianBlur(scores, (odd, odd), smoothing.sigma)
-    return scores
+    return cv2.GaussianBlur(scores, (odd, odd), smoothing.sigma)

@@ -38,6 +38,11 @@ class MapSmoothing(Block):
         """`ksize` raised to the next odd number (0 stays 0)."""
         return self.ksize if self.ksize == 0 else self.ksize | 1
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it changes a map at all."""
+        return self.method != "none" and (self.ksize > 1 or (self.method == "gaussian" and self.ksize + self.sigma > 0))
+
     @model_validator(mode="after")
     def _median_kernel_is_supported(self) -> Self:
         if self.method == "median" and self.ksize > 1 and self.odd_ksize not in MEDIAN_KSIZES:
@@ -124,9 +129,9 @@ class DefectSettings(Block):
     explain: Literal["none", "counts", "full"] = knob(
         "none",
         "Say why pixels and components were dropped: counts for each control (defects.suppressed), with full also "
-        "each dropped component. Overlays then show the dropped ones dashed.",
+        "each dropped component. Overlays then show the dropped ones dashed. Without a value: counts.",
         flag="--explain-defects",
-        metavar="full",
+        metavar="none|counts|full",
         bare="counts",
     )
     image_space: bool = knob(

@@ -63,7 +63,7 @@ def read_infer_config(path: str, category: str | None = None, *, with_checkpoint
             f"{path}: schema_version is {version}, this version reads up to {SCHEMA_VERSION}; update pyimgano-dask"
         )
     payload = _select_category(payload, category, path)
-    warnings += [f"{path}: unknown key {key} is ignored" for key in _unknown_keys(payload, InferSettings)]
+    warnings += [f"{path}: unknown key {key} is ignored" for key in unknown_keys(payload, InferSettings)]
     checkpoint = _find_checkpoint(payload, path) if with_checkpoint else None
     if checkpoint is not None and isinstance(payload.get("model", {}), dict):
         payload["model"] = {**payload.get("model", {}), "checkpoint_path": checkpoint}
@@ -94,13 +94,14 @@ def _select_category(payload: dict[str, Any], category: str | None, path: str) -
     return {**payload, **overrides, "category": chosen}
 
 
-def _unknown_keys(payload: Mapping[str, Any], block: type[Block], prefix: str = "") -> Iterator[str]:
+def unknown_keys(payload: Mapping[str, Any], block: type[Block], prefix: str = "") -> Iterator[str]:
+    """Keys, with the path of their blocks, that no field of `block` stands for."""
     for key, value in payload.items():
         field = block.model_fields.get(key)
         if field is None:
             yield prefix + key
         elif isinstance(value, dict) and isinstance(field.annotation, type) and issubclass(field.annotation, Block):
-            yield from _unknown_keys(value, field.annotation, f"{prefix}{key}.")
+            yield from unknown_keys(value, field.annotation, f"{prefix}{key}.")
 
 
 def _find_checkpoint(payload: Mapping[str, Any], config_path: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.advice import advice
 from pyimgano_dask.settings.catalog import Knob, Path, describe_faults, knobs
 from pyimgano_dask.settings.commands import INFER, Command, knobs_of
 from pyimgano_dask.settings.infer_config import InferConfigFile
@@ -24,12 +25,14 @@ PRESET: Path = ("defects", "preset")
 class Resolved:
     """Validated settings and where each explicit value came from.
 
-    `explicit` holds the paths given as flags (or Python keywords), `warnings` what the user should know.
+    `explicit` holds the paths given as flags (or Python keywords), `warnings` what is odd about the config file,
+    `advice` which settings do nothing.
     """
 
     settings: InferSettings
     explicit: frozenset[Path] = frozenset()
     warnings: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
     config_path: str | None = None
 
     def is_explicit(self, key: str) -> bool:
@@ -60,10 +63,12 @@ def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) ->
         where = f"{config.path}: " if config else ""
         lines = [line if line.startswith("--") else where + line for line in describe_faults(error, names)]
         raise ConfigError("\n".join(lines)) from None
+    explicit = frozenset(knob.path for knob in given)
     return Resolved(
         settings=settings,
-        explicit=frozenset(knob.path for knob in given),
+        explicit=explicit,
         warnings=config.warnings if config else (),
+        advice=tuple(advice(settings, explicit)),
         config_path=config.path if config else None,
     )
 

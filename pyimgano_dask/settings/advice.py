@@ -1,0 +1,46 @@
+"""Settings that are allowed and do nothing, or surely not what was meant: told, not refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+
+from pyimgano_dask.settings.catalog import Path, knobs
+from pyimgano_dask.settings.run import InferSettings
+
+WITHOUT_DEFECTS = ("defects.enabled", "defects.preset")
+
+
+def advice(settings: InferSettings, explicit: Set[Path]) -> Iterator[str]:
+    """One sentence for each setting that has no effect; `explicit` are the paths of knobs given as flags."""
+    defects = settings.defects
+    if not defects.enabled:
+        for knob in knobs():
+            if knob.path in explicit and knob.path[0] == "defects" and knob.key not in WITHOUT_DEFECTS:
+                yield f"{knob.flag} does nothing without --defects"
+        return
+    smoothing = defects.map_smoothing
+    if smoothing.method != "none" and not smoothing.is_on:
+        also = " or --defect-map-smoothing-sigma" if smoothing.method == "gaussian" else ""
+        yield f"--defect-map-smoothing {smoothing.method} does nothing yet; give --defect-map-smoothing-ksize{also}"
+    hysteresis = defects.hysteresis
+    if not hysteresis.enabled and (hysteresis.low is not None or hysteresis.high is not None):
+        yield "--defect-hysteresis-low and --defect-hysteresis-high do nothing without --defect-hysteresis"
+    merging = defects.merge_nearby
+    if merging.enabled and merging.max_gap_px == 0:
+        yield "--defect-merge-nearby does nothing yet; give --defect-merge-nearby-max-gap-px"
+    if not merging.enabled and merging.max_gap_px > 0:
+        yield "--defect-merge-nearby-max-gap-px does nothing without --defect-merge-nearby"
+    calibrates = settings.training.train_dir is not None
+    if ("defects", "pixel_normal_quantile") in explicit and not calibrates:
+        yield (
+            "--pixel-normal-quantile does nothing without normal images (pyimgano-infer --train-dir); "
+            "give --pixel-threshold to change the threshold"
+        )
+    roi = defects.roi_xyxy_norm
+    if roi is not None:
+        x1, y1, x2, y2 = (min(1.0, max(0.0, edge)) for edge in roi)
+        words = " ".join(f"{edge:g}" for edge in roi)
+        if x1 == x2 or y1 == y2:
+            yield f"--roi-xyxy-norm {words} has no area from 0 to 1; give fractions such as 0.1 0.1 0.9 0.9"
+        elif (min(roi), max(roi)) != (min(x1, y1, x2, y2), max(x1, y1, x2, y2)):
+            yield f"--roi-xyxy-norm {words} is cut down to fractions from 0 to 1"
