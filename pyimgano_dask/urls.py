@@ -14,3 +14,14 @@ def is_url(path: str) -> bool:
     (True, False)
     """
     return _URL.match(path) is not None
+
+
+def file_name(path: str) -> str:
+    """The last part of a path or URL: of a chained one that of its first link with a path, without the query.
+
+    >>> file_name("zip://in/plate.png::s3://line4/cam.zip"), file_name("s3://line4/plate.png?versionId=3")
+    ('plate.png', 'plate.png')
+    """
+    if is_url(path):
+        path = next(link for link in path.split("::") if "://" in link).partition("?")[0]
+    return path.rstrip("/").rpartition("/")[2]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pyimgano_dask.defects import Waterfall
 
 BAR_WIDTH = 6
+# The longest name of a control; its value goes on the next line where numbers need the room.
+CONTROL_WIDTH = 17
 UNLIMITED_WIDTH = 1000
 
 
@@ -113,7 +115,7 @@ def _waterfall_table(waterfall: Waterfall, defects: DefectSettings, *, with_bars
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("control", no_wrap=True)
+    table.add_column("control", overflow="fold", min_width=None if with_bars else CONTROL_WIDTH)
     for title in ("components", "left", "pixels", "left"):
         table.add_column(title, justify="right", no_wrap=True)
     if with_bars:
@@ -144,7 +146,7 @@ def setting_in_words(control: str, defects: DefectSettings) -> str:
     """The value of a control, by the name that explanations give it."""
     match control:
         case "roi_xyxy_norm" | "roi_clip":
-            return " ".join(f"{edge:g}" for edge in defects.roi_xyxy_norm or ())
+            return " ".join(f"{edge:.3g}" for edge in defects.roi_xyxy_norm or ())
         case "map_smoothing":
             smoothing = defects.map_smoothing
             size = f" {smoothing.ksize} px" if smoothing.ksize else f" σ {smoothing.sigma:g}"
@@ -160,6 +162,8 @@ def setting_in_words(control: str, defects: DefectSettings) -> str:
             return f"{getattr(defects, control)} px"
         case "fill_holes":
             return ""
+        case "max_regions":
+            return str(defects.max_regions)
         case _:
             return f"{getattr(defects, control):g}"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyimgano_dask.errors import ConfigError, PyimganoDaskError
 from pyimgano_dask.settings.infer_config import InferConfigFile, read_infer_config
@@ -25,9 +27,13 @@ EXIT_CODES = (
 
 
 def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
-    """The exit code of `work`; its errors go to standard error in words, with `debug` as a traceback."""
+    """The exit code of `work`; its errors go to standard error in words, with `debug` as a traceback.
+
+    A request to terminate ends it as an interruption does, so that nothing temporary is left behind.
+    """
     try:
-        return work()
+        with _termination_as_exit():
+            return work()
     except PyimganoDaskError as error:
         if debug:
             traceback.print_exc()
@@ -50,6 +56,23 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
             f"{prog}: error: {type(error).__name__}: {error} (run again with --debug for the details)", file=sys.stderr
         )
         return 1
+
+
+@contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit while the block runs; only the main thread can, elsewhere nothing is changed."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_warnings(prog: str, warnings: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,13 +23,14 @@ from pyimgano_dask.defects import Waterfall, add_waterfalls
 from pyimgano_dask.errors import RunError
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest
-from pyimgano_dask.storage.files import make_folder, resolve, write_atomic
+from pyimgano_dask.storage.files import TEMP_PREFIX, make_folder, resolve, write_atomic
 from pyimgano_dask.storage.jsonl import iter_records
 from pyimgano_dask.version import __version__
 
 SHOWN_ERRORS = 5
 PARTS = "parts"
-SPOOL = "spool"
+SPOOL = ".spool"
+_SHARD = re.compile(rf"part-\d{{8}}\.jsonl|{re.escape(TEMP_PREFIX)}.*")
 
 
 class Progress(Protocol):
@@ -256,7 +258,7 @@ def _parts_folder(settings: InferSettings, base_dir: str) -> Iterator[str]:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(run_dir, MANIFEST_NAME))
         parts = os.path.join(run_dir, PARTS)
-        shutil.rmtree(parts, ignore_errors=True)
+        _remove_shards(parts)
         make_folder(parts)
     else:
         jsonl = settings.output.save_jsonl
@@ -267,7 +269,18 @@ def _parts_folder(settings: InferSettings, base_dir: str) -> Iterator[str]:
         yield parts
     finally:
         if not flow.keep_parts:
-            shutil.rmtree(parts, ignore_errors=True)
+            _remove_shards(parts)
+
+
+def _remove_shards(parts: str) -> None:
+    """Remove what runs leave in a folder of shards, and the folder if nothing else is in it."""
+    with suppress(FileNotFoundError), os.scandir(parts) as entries:
+        for entry in entries:
+            if _SHARD.fullmatch(entry.name):
+                os.unlink(entry.path)
+        shutil.rmtree(os.path.join(parts, SPOOL), ignore_errors=True)
+    with suppress(OSError):
+        os.rmdir(parts)
 
 
 def _scratch_folder(base_dir: str) -> str:

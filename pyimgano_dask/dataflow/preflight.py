@@ -18,9 +18,11 @@ from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
+from pyimgano_dask.settings.run_manifest import MANIFEST_NAME
 from pyimgano_dask.storage.files import check_writable, open_binary, resolve
 from pyimgano_dask.urls import is_url
 
+RUN_FILES = (MANIFEST_NAME, "infer_config.json", "detector.npz")
 PixelThresholdSource = Literal["explicit", "train_dir", "infer_config"]
 
 
@@ -108,7 +110,7 @@ def _find_references(settings: InferSettings, detector: Detector[Any], base_dir:
     if not detector.needs_reference:
         raise ConfigError(
             f"--reference-dir: {detector.name} compares with no reference; leave it out or choose a detector that does "
-            "(--list-models --tags reference)"
+            "(--list-models --tags golden_reference)"
         )
     with _named("--reference-dir"):
         return find_references(folder, base_dir=base_dir)
@@ -180,12 +182,13 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
         faults += [
             f"{flag}: {path!r} is what {source.flag} reads; take another folder"
             for source in sources
-            if suffix == ".zarr" and folder == real_path(source.spec, base_dir)
+            if is_zarr(source.spec) and _lies_inside(folder, real_path(source.spec, base_dir))
         ]
         try:
             check_writable(folder)
         except ConfigError as error:
             faults.append(f"{flag}: {error}")
+    faults += _unsafe_jsonl(settings, base_dir, sources)
     jsonl = settings.output.save_jsonl
     for flag, name in (("--save-jsonl", jsonl), ("--run-dir", settings.dataflow.run_dir)):
         if name is not None and is_url(name):
@@ -205,6 +208,25 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
                 faults.append(f"--save-jsonl: {error}")
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def _unsafe_jsonl(settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]) -> Iterator[str]:
+    """Why the JSONL must not be written where it is asked for: over what is read, or what the run itself leaves."""
+    jsonl, run_dir = settings.output.save_jsonl, settings.dataflow.run_dir
+    if jsonl is None or is_url(jsonl):
+        return
+    path = real_path(jsonl, base_dir)
+    for source in sources:
+        spec = real_path(source.spec, base_dir)
+        is_inside_store = is_zarr(source.spec) and _lies_inside(path, spec)
+        if path == spec or is_inside_store or (source.kind.has_suffix(path) and _lies_inside(path, spec)):
+            yield f"--save-jsonl: {jsonl!r} lies in what {source.flag} reads; name another file"
+    if (
+        run_dir is not None
+        and not is_url(run_dir)
+        and path in {os.path.join(real_path(run_dir, base_dir), name) for name in RUN_FILES}
+    ):
+        yield f"--save-jsonl: the run itself writes {jsonl!r} into its folder; name another file"
 
 
 def _output_folders(settings: InferSettings) -> Iterator[tuple[str, str, str]]:

@@ -120,6 +120,11 @@ def _check_nothing_is_overwritten(rescoring: Rescoring, maps: StoredMaps, base_d
         target = real_path(jsonl, base_dir)
         if target in read or os.path.dirname(target) == parts:
             raise ConfigError(f"--save-jsonl: {jsonl!r} is a file of the run that is read; name another file")
+    overlays = settings.output.save_overlays
+    if overlays is not None:
+        folders = {posixpath.dirname(item.image) for item in maps if item.image is not None}
+        if real_path(overlays, base_dir) in {real_path(folder, maps.base_dir) for folder in folders}:
+            raise ConfigError(f"--save-overlays: the images of the run lie in {overlays!r}; take another folder")
     masks, suffix = settings.output.save_masks, settings.defects.mask_format
     if masks is not None and suffix in ("npy", "zarr"):
         places = {_place(item.location) for item in maps if item.location is not None}

@@ -18,8 +18,8 @@ from pyimgano_dask.dataflow.faults import faults_are_the_inputs
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
 from pyimgano_dask.detectors.base import Detector, Image, Prediction
-from pyimgano_dask.errors import InputError, Stage
-from pyimgano_dask.storage.files import resolve
+from pyimgano_dask.errors import InputError, RunError, Stage
+from pyimgano_dask.storage.files import is_file, resolve
 from pyimgano_dask.storage.jsonl import iter_records
 from pyimgano_dask.storage.maps import read_npy
 
@@ -88,7 +88,7 @@ class DetectorSource(Source):
             loaded, unread = group
             yield from unread
             with clock.stage("infer"):
-                answers = _infer(self.detector, loaded)
+                answers = infer(self.detector, loaded)
             for item, answer in zip(loaded, answers, strict=True):
                 if isinstance(answer, InputError):
                     yield Failed(item.index, item.path, answer)
@@ -108,14 +108,14 @@ def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
 Answer = tuple[float, NDArray[np.float32]]
 
 
-def _infer(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
+def infer(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
     """Scores and maps of a group; when the batch fails, each image on its own, so that only the culprit fails."""
     try:
         return _predict(detector, loaded)
     except InputError as error:
         if len(loaded) == 1:
             return [error]
-        return [answer for item in loaded for answer in _infer(detector, [item])]
+        return [answer for item in loaded for answer in infer(detector, [item])]
 
 
 def _predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
@@ -123,8 +123,13 @@ def _predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer |
         return []
     with faults_are_the_inputs("infer", "the detector failed on this image"):
         prediction = predict(detector, loaded)
+        pairs = list(zip(prediction.scores.tolist(), prediction.maps, strict=True))
+        if len(pairs) != len(loaded) or not all(isinstance(values, np.ndarray) for _, values in pairs):
+            raise InputError(
+                "infer", "PredictionError", f"{detector.name} must give a score and an array for each of its images"
+            )
     answers: list[Answer | InputError] = []
-    for score, anomaly_map in zip(prediction.scores.tolist(), prediction.maps, strict=True):
+    for score, anomaly_map in pairs:
         if np.isfinite(score):
             answers.append((score, anomaly_map))
         else:
@@ -215,11 +220,17 @@ class SpooledSource(Source):
 
     def outcomes(self, chunk: Chunk[Any], clock: Clock) -> Iterator[Scored | Failed]:
         items = []
-        for record in iter_records(scores_path(self.spool_dir, chunk.index)):
+        scores = scores_path(self.spool_dir, chunk.index)
+        for record in iter_records(scores) if is_file(scores) else ():
             path, error = record["input"], record.get("error")
             failure = None if error is None else (error["stage"], error["type"], error["message"])
             location = {"path": map_path(self.spool_dir, record["index"])}
             items.append(StoredMap(path, location, image=path, score=record.get("score"), failure=failure))
+        if tuple(item.path for item in items) != chunk.inputs:
+            raise RunError(
+                f"the input list changed during the run, at input {chunk.start} or soon after; "
+                "run again once nothing is added or removed"
+            )
         for outcome in self.stored.outcomes(Chunk(chunk.index, chunk.start, tuple(items)), clock):
             yield replace(outcome, location={}) if isinstance(outcome, Scored) else outcome
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.dataflow.plan import Chunk, chunked
-from pyimgano_dask.dataflow.reading import Failed, Reader
+from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
 from pyimgano_dask.dataflow.schedulers import Scheduler
-from pyimgano_dask.dataflow.sources import predict
+from pyimgano_dask.dataflow.sources import Answer, infer
 from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State
-from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.settings.defects import RoiXyxyNorm
 from pyimgano_dask.thresholds import BucketHistogram, NeedsRefinement, PixelHistogram, refined_quantile
@@ -179,15 +179,25 @@ def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
     failed: list[Failed] = []
     for loaded, unread in task.reader.groups(chunk.rows()):
         failed += unread
-        if not loaded:
-            continue
-        prediction = predict(task.detector, loaded)
-        scores += prediction.scores.tolist()
-        crops = _crops(prediction.maps, task.roi_xyxy_norm)
+        scored, unusable = _predict(task.detector, loaded)
+        failed += unusable
+        scores += [score for score, _ in scored]
+        crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
         counts.update(crop.size for crop in crops)
         if pixels is not None:
             pixels = pixels.merge(PixelHistogram.of(crops, pixels.q))
     return Calibration(np.array(scores), pixels, frozenset(counts), *_faults(failed))
+
+
+def _predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> tuple[list[Answer], list[Failed]]:
+    """Scores and maps of the images that the detector can take, and the others with the reason."""
+    scored, failed = [], []
+    for item, answer in zip(loaded, infer(detector, loaded), strict=True):
+        if isinstance(answer, InputError):
+            failed.append(Failed(item.index, item.path, answer))
+        else:
+            scored.append(answer)
+    return scored, failed
 
 
 def _crops(maps: Sequence[NDArray[np.float32]], roi_xyxy_norm: RoiXyxyNorm | None) -> Sequence[NDArray[np.float32]]:
@@ -214,9 +224,9 @@ def _merge_calibrations(partials: Sequence[Calibration]) -> Calibration:
 def _refine_chunk(chunk: Chunk[str], task: _CalibrationTask) -> BucketHistogram:
     fine = BucketHistogram.of([], task.buckets)
     for loaded, _ in task.reader.groups(chunk.rows()):
-        if loaded:
-            maps = predict(task.detector, loaded).maps
-            fine = fine.merge(BucketHistogram.of(_crops(maps, task.roi_xyxy_norm), task.buckets))
+        scored, _ = _predict(task.detector, loaded)
+        crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
+        fine = fine.merge(BucketHistogram.of(crops, task.buckets))
     return fine
 
 

@@ -96,6 +96,8 @@ def extract_defects(
     scores = zero_border(scores, settings.border_ignore_px)
     ledger.scores("border_ignore_px", scores, on=settings.border_ignore_px > 0)
     scores = smooth(scores, settings.map_smoothing)
+    if settings.map_smoothing.is_on:
+        _check_smoothed(scores)
     ledger.scores("map_smoothing", scores, on=settings.map_smoothing.is_on)
     mask = threshold(scores, level, settings.hysteresis)
     ledger.mask("hysteresis", mask, on=settings.hysteresis.enabled)
@@ -113,6 +115,13 @@ def extract_defects(
     ledger.cut(table, order, on=settings.max_regions is not None)
     reported = table.take(order[: settings.max_regions])
     return Defects(mask * np.uint8(255), reported, map_stats(raw[roi]), ledger.close())
+
+
+def _check_smoothed(scores: np.ndarray) -> None:
+    if not np.isfinite(scores).all():
+        raise InputError(
+            "extract", "NonFiniteMapError", "smoothing takes the values of the anomaly map beyond the range of float32"
+        )
 
 
 def scale_to_image(defects: Defects, image_hw: tuple[int, int]) -> Defects:
@@ -198,11 +207,12 @@ def _checked_threshold(pixel_threshold: float) -> float:
 
 def check_map(anomaly_map: np.ndarray) -> None:
     """Raise InputError (stage `extract`) unless a map is float32 (H, W), not empty and finite throughout."""
-    if anomaly_map.dtype != np.float32:
+    kind = anomaly_map.dtype if isinstance(anomaly_map, np.ndarray) else f"a {type(anomaly_map).__name__}"
+    if kind != np.float32:
         raise InputError(
             "extract",
             "MapTypeError",
-            f"the anomaly map is {anomaly_map.dtype}; it must be float32: convert it with astype('float32')",
+            f"the anomaly map is {kind}; it must be a float32 array: convert it with np.asarray(map, 'float32')",
         )
     if anomaly_map.ndim != 2 or anomaly_map.size == 0:
         raise InputError(

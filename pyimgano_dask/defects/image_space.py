@@ -9,8 +9,7 @@ def boxes_to_image(boxes_xyxy: np.ndarray, map_hw: tuple[int, int], image_hw: tu
     """Scale inclusive boxes (N, 4) from a map of `map_hw` to an image of `image_hw` pixels; int64 (N, 4).
 
     The outer edges of the box's pixels are scaled. The left and top edges go down to a whole pixel, the
-    right and
-    bottom ones go up, and the result is clamped to the image: every image pixel that the box touches is in.
+    right and bottom ones go up, and the result is clamped to the image: every image pixel that the box touches is in.
 
     >>> boxes_to_image(np.array([[1, 0, 1, 1]]), (2, 4), (5, 10)).tolist()
     [[2, 0, 4, 4]]

@@ -1,4 +1,4 @@
-"""Loops over pixels and boxes, compiled to machine code; each looks at every pixel or border pixel once.
+"""Loops over pixels and boxes, compiled to machine code.
 
 Compiled code is kept on disk, in the package's folder or the user's cache, and made anew for another processor. Sums
 run in the order of the pixels and without fused operations, so that every processor gives the same bits. The loops
@@ -8,20 +8,38 @@ do not hold the interpreter's lock.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.core.caching import FunctionCache
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
+class _Cache(FunctionCache):
+    """Compiled code on disk. A file that cannot be read or written costs a compilation, never a result."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # noqa: BLE001 - a damaged file raises whatever reading it happens to raise
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(Exception):
+            super().save_overload(sig, data)
+
+
 def compiled(function: Kernel) -> Kernel:
     """Compile when first called; without a folder for the cache, in every process anew."""
-    try:
-        return cast(Kernel, numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:
-        return cast(Kernel, numba.njit(nogil=True)(function))
+    kernel: Any = numba.njit(nogil=True)(function)
+    with suppress(RuntimeError):
+        kernel._cache = _Cache(function)
+    return cast(Kernel, kernel)
 
 
 @compiled

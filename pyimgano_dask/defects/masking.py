@@ -18,7 +18,8 @@ def threshold(scores: np.ndarray, pixel_threshold: float, hysteresis: Hysteresis
 
 def at_least(scores: np.ndarray, level: float) -> np.ndarray:
     """1 where a score is at least `level`, which is rounded to float32 first as the scores are."""
-    return (scores >= level).view(np.uint8)
+    with np.errstate(over="ignore"):
+        return (scores >= level).view(np.uint8)
 
 
 def hysteresis_levels(hysteresis: Hysteresis, pixel_threshold: float) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import InputList
-from pyimgano_dask.urls import is_url
+from pyimgano_dask.urls import file_name, is_url
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class References:
         """
         if self.shared is not None:
             return self.shared
-        name = _name(input_path)
+        name = file_name(input_path)
         return self.nested.get(name) or _join(self.folder, name)
 
 
@@ -43,12 +43,12 @@ def find_references(path: str, *, base_dir: str) -> References:
     nested: dict[str, str] = {}
     found = ""
     for found in listed:
-        if found != path and os.path.dirname(found) != folder and nested.setdefault(_name(found), found) != found:
-            raise _not_unique(path, nested[_name(found)], found)
+        if found != path and os.path.dirname(found) != folder and nested.setdefault(file_name(found), found) != found:
+            raise _not_unique(path, nested[file_name(found)], found)
     if nested:
         for found in listed:
-            if nested.get(_name(found), found) != found:
-                raise _not_unique(path, nested[_name(found)], found)
+            if nested.get(file_name(found), found) != found:
+                raise _not_unique(path, nested[file_name(found)], found)
     return References(path, shared=found if found == path else None, nested=nested)
 
 
@@ -59,9 +59,8 @@ def _not_unique(path: str, one: str, other: str) -> ConfigError:
     )
 
 
-def _name(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2]
-
-
 def _join(folder: str, name: str) -> str:
-    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+    if not is_url(folder):
+        return os.path.join(folder, name)
+    inner, chain, outer = folder.partition("::")
+    return f"{inner}{'' if inner.endswith('/') else '/'}{name}{chain}{outer}"

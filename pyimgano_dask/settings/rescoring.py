@@ -11,7 +11,7 @@ from pyimgano_dask.settings.catalog import Knob
 from pyimgano_dask.settings.commands import RESCORE, without_unused
 from pyimgano_dask.settings.infer_config import InferConfigFile
 from pyimgano_dask.settings.resolve import Resolved, merged, resolve, with_preset
-from pyimgano_dask.settings.run_manifest import RunManifest, read_run_manifest
+from pyimgano_dask.settings.run_manifest import STORED_BLOCKS, RunManifest, read_run_manifest
 
 PIXEL_PROVENANCE = "pixel_threshold_provenance"
 
@@ -34,10 +34,12 @@ def resolve_rescoring(given: Mapping[Knob, Any], config: InferConfigFile | None 
     if run_dir is None and isinstance(payload.get("stored"), Mapping):
         run_dir = payload["stored"].get("from_run")
     run = read_run_manifest(run_dir) if isinstance(run_dir, str) else None
-    base: dict[str, Any] = dict(run.settings) if run else {}
+    base = {key: run.settings[key] for key in STORED_BLOCKS if key in run.settings} if run else {}
     if _pixel_threshold(payload) is not None:
         base.pop(PIXEL_PROVENANCE, None)
         payload = {key: value for key, value in payload.items() if key != PIXEL_PROVENANCE}
+    else:
+        payload = _without_pixel_threshold(payload)
     tree = merged(base, payload)
     if isinstance(tree.get("defects", {}), Mapping):
         tree = merged(tree, {"defects": {"enabled": True}})
@@ -52,6 +54,15 @@ def resolve_rescoring(given: Mapping[Knob, Any], config: InferConfigFile | None 
             "or --maps with a folder or glob of .npy files or a zarr store"
         )
     return Rescoring(resolved, run)
+
+
+def _without_pixel_threshold(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, where a threshold of null stands for none, as in the config of a run without defects."""
+    defects = payload.get("defects")
+    if not isinstance(defects, Mapping):
+        return payload
+    kept = {key: value for key, value in defects.items() if key != "pixel_threshold"}
+    return {key: value for key, value in {**payload, "defects": kept}.items() if key != PIXEL_PROVENANCE}
 
 
 def _pixel_threshold(payload: Mapping[str, Any]) -> Any:

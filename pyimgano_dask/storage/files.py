@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import IO, Any
 import fsspec
 
 from pyimgano_dask.errors import ConfigError
-from pyimgano_dask.urls import is_url
+from pyimgano_dask.urls import file_name, is_url
 
 Part = bytes | bytearray | memoryview
 
@@ -53,8 +54,13 @@ def local_path(path: str) -> str | None:
 
 @contextmanager
 def open_binary(path: str) -> Iterator[IO[bytes]]:
-    """Open a local file or URL for reading bytes; closes it at the end of the `with` block."""
+    """Open a local file or URL for reading bytes; closes it at the end of the `with` block.
+
+    Raises OSError for what is no regular file, such as a pipe, which might never end.
+    """
     local = local_path(path)
+    if local is not None and not (stat.S_ISREG(mode := os.stat(local).st_mode) or stat.S_ISDIR(mode)):
+        raise OSError(f"{path!r} is not a regular file (a pipe, a socket or a device)")
     with open(local, "rb") if local is not None else fsspec.open(path, "rb") as file:
         yield file
 
@@ -131,10 +137,7 @@ def artifact_name(index: int, input_path: str, suffix: str) -> str:
     >>> artifact_name(7, "s3://line4/cam 1/plate.png?versionId=3", ".npy")
     '000007_plate.npy'
     """
-    path = input_path
-    if is_url(path):
-        path = next(link for link in path.split("::") if "://" in link).partition("?")[0]
-    stem = os.path.splitext(path.rstrip("/").rpartition("/")[2])[0]
+    stem = os.path.splitext(file_name(input_path))[0]
     stem = _NOT_IN_A_NAME.sub("_", stem)
     room = MAX_NAME_BYTES - _size_in_bytes(f"{index:06d}_{suffix}")
     if _size_in_bytes(stem) > room:

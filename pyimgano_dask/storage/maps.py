@@ -46,7 +46,7 @@ def read_npy(path: str, *, max_pixels: int) -> NDArray[Any]:
                     "MapTooLargeError",
                     f"{path!r} holds {count} values, more than --max-image-pixels {max_pixels}",
                 )
-            data = file.read(count * dtype.itemsize + 1)
+            data = bytearray(file.read(count * dtype.itemsize + 1))
     except OSError as error:
         raise InputError("read", type(error).__name__, f"cannot open {path!r}: {error}") from error
     except ValueError as error:

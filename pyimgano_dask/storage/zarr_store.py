@@ -1,8 +1,8 @@
 """Masks and maps of a whole run in one zarr v3 store: an array `{H}x{W}` per shape, a row per input.
 
 A chunk is one row and a shard is one batch, so that no two tasks write the same file. Rows never written read
-as 0; a row block of only zeros takes no file at all. Every call opens what it needs: nothing is kept between
-calls, and any process may make any of them.
+as 0; a row block of masks that are all zero takes no file at all, one of maps always does. Every call opens what
+it needs: nothing is kept between calls, and any process may make any of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zarr.codecs import ZstdCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from pyimgano_dask.errors import ConfigError, InputError, RunError
-from pyimgano_dask.storage.files import local_path
+from pyimgano_dask.storage.files import is_file, local_path
 
 StoredDtype = Literal["uint8", "float32"]
 
@@ -78,10 +78,11 @@ def write_rows(
 
 
 def read_row(path: str, array: str, row: int, *, max_pixels: int) -> NDArray[Any]:
-    """Read one row, (H, W), of the array named `{H}x{W}`; zeros when it was never written.
+    """Read one row, (H, W), of the array named `{H}x{W}`; zeros when only other rows of its batch were written.
 
-    Raises InputError of stage `read` when the store, the array or the row is missing, the row is damaged or has more
-    than `max_pixels` pixels.
+    Raises InputError of stage `read` when the store, the array, the row or the file of its batch is missing, the row is
+    damaged or has more than `max_pixels` pixels. Batches of maps always have a file, those of masks only where one
+    of their masks is not all zero.
     """
     try:
         stored = zarr.open_array(_store(path), path=array, mode="r")
@@ -89,6 +90,8 @@ def read_row(path: str, array: str, row: int, *, max_pixels: int) -> NDArray[Any
             raise ValueError(
                 f"its rows have shape {stored.shape[1:]}, more pixels than --max-image-pixels {max_pixels}"
             )
+        if _lacks_its_file(path, stored, row):
+            raise FileNotFoundError("the file of its batch is not there")
         values = stored[row]
     except (OSError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
@@ -97,15 +100,26 @@ def read_row(path: str, array: str, row: int, *, max_pixels: int) -> NDArray[Any
     return np.asarray(values)
 
 
+def _lacks_its_file(path: str, stored: zarr.Array[Any], row: int) -> bool:
+    """Whether a row of maps, laid out as `write_rows` does, has no file: its batch was never written, or is gone."""
+    shard = stored.shards or stored.chunks
+    if stored.dtype != np.float32 or stored.shape[1:] != shard[1:] or not 0 <= row < stored.shape[0]:
+        return False
+    place = "/".join(map(str, (row // shard[0], *(0 for _ in shard[1:]))))
+    return not is_file(f"{path.rstrip('/')}/{stored.basename}/c/{place}")
+
+
 def find_row(path: str, row: int, *, max_pixels: int) -> str:
-    """Name of the array that holds a row: the only array there is, or the only one where the row is not all zero.
+    """Name of the array that holds a row: the only one there is, or the only one where the row is not all zero.
 
     Raises InputError of stage `read` when no array or several may hold it.
     """
     names = _array_names(path)
     if len(names) == 1:
         return names[0]
-    holding = [name for name in names if read_row(path, name, row, max_pixels=max_pixels).any()]
+    group = zarr.open_group(_store(path), mode="r", zarr_format=3)
+    written = [name for name in names if not _lacks_its_file(path, _array(group, name), row)]
+    holding = [name for name in written if read_row(path, name, row, max_pixels=max_pixels).any()]
     if len(holding) == 1:
         return holding[0]
     said = f"{len(holding)} arrays hold it: {', '.join(holding)}" if holding else "it is zero in each array"
@@ -121,7 +135,7 @@ def count_rows(path: str) -> int:
     """Rows of a store, the same in all its arrays. Raises ConfigError when it has none or is no store of maps."""
     try:
         group = zarr.open_group(_store(path), mode="r", zarr_format=3)
-        counts = {int(group[name].shape[0]) for name in _names_in(group)}  # type: ignore[union-attr]
+        counts = {int(_array(group, name).shape[0]) for name in _names_in(group)}
     except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{path!r} is not a zarr v3 store of maps: {error}") from None
     if len(counts) != 1:
@@ -132,6 +146,12 @@ def count_rows(path: str) -> int:
 
 def _array_names(path: str) -> list[str]:
     return _names_in(zarr.open_group(_store(path), mode="r", zarr_format=3))
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
 
 
 def _names_in(group: zarr.Group) -> list[str]:
@@ -150,6 +170,7 @@ def _open_or_create(
     """The array of one map shape. Tasks that create it at the same time write the same metadata."""
     name = f"{shape[1]}x{shape[2]}"
     chunks = (1, *shape[1:])
+    config: Any = {"write_empty_chunks": dtype == "float32"}
     try:
         return zarr.create_array(
             _store(path),
@@ -161,9 +182,10 @@ def _open_or_create(
             filters=None,
             compressors=_COMPRESSOR,
             fill_value=0,
+            config=config,
         )
     except ContainsArrayError:
-        array = zarr.open_array(_store(path), path=name, mode="r+")
+        array = zarr.open_array(_store(path), path=name, mode="r+").with_config(config)
     found = (array.shape, array.chunks, array.shards, str(array.dtype))
     if found != (shape, chunks, shards, dtype):
         raise RunError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -366,6 +367,16 @@ class TestOutputs:
         )
         assert line.startswith("--save-masks: ")
 
+    def test_records_over_a_map_that_is_read(self, place: Place) -> None:
+        one = next((place.folder / "maps").iterdir()).relative_to(place.folder)
+        (line,) = place.refused(*MAPS, "--save-jsonl", str(one))
+        assert line.startswith("--save-jsonl: ")
+
+    def test_overlays_among_the_images_of_the_run(self, place: Place) -> None:
+        folder = Path(json.loads((place.folder / "records.jsonl").read_text().splitlines()[0])["input"]).parent
+        (line,) = place.refused(*RUN, "--save-overlays", str(folder))
+        assert line.startswith("--save-overlays: ")
+
     def test_png_masks_may_lie_beside_the_maps(self, place: Place) -> None:
         assert main([*MAPS, "--save-masks", "maps", "--save-jsonl", "new.jsonl"]) == 0
         assert len(list((place.folder / "maps").iterdir())) == 2 * N_INPUTS
@@ -501,3 +512,41 @@ class TestStandardOutput:
         assert done.returncode == 1
         assert done.stderr == b"pyimgano-rescore: error: standard output was closed before all records were written\n"
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_among_the_maps_is_an_error_record(place: Place) -> None:
+    os.mkfifo(place.folder / "maps/zz.npy")
+    answer = rescore(*MAPS, "--save-jsonl", "new.jsonl", cwd=place.folder)
+    assert answer.code == 3
+    *_, last = map(json.loads, (place.folder / "new.jsonl").read_text().splitlines())
+    assert last["error"]["stage"] == "read"
+    assert "not a regular file" in last["error"]["message"]
+
+
+def test_smoothing_beyond_the_range_of_a_float_is_an_error_record(place: Place) -> None:
+    np.save(place.folder / "maps/zz.npy", np.full((9, 9), 3.4e38, np.float32))
+    smoothing = ("--defect-map-smoothing", "gaussian", "--defect-map-smoothing-sigma", "2")
+    answer = rescore(*MAPS, *smoothing, "--save-jsonl", "new.jsonl", cwd=place.folder)
+    assert answer.code == 3
+    *others, last = map(json.loads, (place.folder / "new.jsonl").read_text().splitlines())
+    assert (last["error"]["stage"], last["error"]["type"]) == ("extract", "NonFiniteMapError")
+    assert not any("error" in record for record in others)
+
+
+def test_a_request_to_terminate_leaves_nothing_temporary_behind(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    for number in range(300):
+        (tmp_path / f"maps/{number:03d}.npy").symlink_to(next((finished / "maps").iterdir()))
+    program = [sys.executable, "-m", "pyimgano_dask.cli.rescore", "--maps", "maps", "--pixel-threshold", "0"]
+    with subprocess.Popen(
+        [*program, "--scheduler", "sync", "--batch-size", "1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline()
+        running.terminate()
+        running.stdout.read()
+        assert running.wait(60) == 128 + signal.SIGTERM
+    assert {path.name for path in tmp_path.iterdir()} == {"maps"}

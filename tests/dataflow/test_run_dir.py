@@ -103,3 +103,15 @@ def test_shards_of_an_earlier_and_longer_run_do_not_stay(first: Path, parts: Ins
         assert done.rc == 0, done.stderr
     (shard,) = (tmp_path / "R/parts").iterdir()
     assert shard.read_bytes() == (tmp_path / "records.jsonl").read_bytes()
+
+
+def test_a_folder_of_the_users_own_that_is_called_parts_stays(
+    first: Path, parts: InspectionSet, tmp_path: Path
+) -> None:
+    (tmp_path / "R/parts").mkdir(parents=True)
+    (tmp_path / "R/parts/bolt.png").write_bytes(b"mine")
+    (tmp_path / "R/parts/part-00000099.jsonl").write_bytes(b"a shard of an earlier run")
+    source = ("--infer-config", first / "R/infer_config.json", "--input", parts.test_dir)
+    done = infer_command(*source, "--save-jsonl", "R/parts/records.jsonl", "--run-dir", "R", cwd=tmp_path)
+    assert done.rc == 0, done.stderr
+    assert {path.name for path in (tmp_path / "R/parts").iterdir()} == {"bolt.png", "records.jsonl"}

@@ -123,3 +123,17 @@ def test_the_maps_are_named_once(given: dict[str, str], tmp_path: Path) -> None:
 def test_keywords_of_detectors_are_unknown() -> None:
     with pytest.raises(ConfigError, match=r"unknown setting model, save_maps;.*pyimgano-rescore"):
         resolved(maps="a", model="vision_pixel_mad_map", save_maps="b")
+
+
+def test_a_threshold_of_null_in_a_config_stands_for_none(tmp_path: Path) -> None:
+    provenance = {"method": "fixed"}
+    run = a_run(tmp_path, defects={"pixel_threshold": 2.5}, pixel_threshold_provenance=provenance)
+    config = {"schema_version": 1, "defects": {"pixel_threshold": None}, "pixel_threshold_provenance": None}
+    settings = resolved(write_config(tmp_path, config), from_run=run).resolved.settings
+    assert (settings.defects.pixel_threshold, settings.pixel_threshold_provenance) == (2.5, provenance)
+
+
+def test_a_manifest_sets_only_what_defects_depend_on(tmp_path: Path) -> None:
+    run = a_run(tmp_path, output={"save_jsonl": "elsewhere.jsonl"}, dataflow={"workers": 7}, threshold=0.5)
+    settings = resolved(from_run=run).resolved.settings
+    assert (settings.output.save_jsonl, settings.dataflow.workers, settings.threshold) == (None, None, 0.5)

@@ -304,3 +304,15 @@ def test_what_is_no_store_of_maps_has_no_count(tmp_path: Path, kind: str) -> Non
             (store / "4x4/zarr.json").write_text('{"zarr_format": 3')
     with pytest.raises(ConfigError, match=r"maps\.zarr"):
         count_rows(str(store))
+
+
+@pytest.mark.parametrize("value", [0, 0.5])
+def test_a_batch_of_maps_whose_file_is_gone_is_missing_also_where_it_was_zero(tmp_path: Path, value: float) -> None:
+    store = str(tmp_path / "maps.zarr")
+    create_store(store)
+    rows = {row: np.full((4, 5), value, np.float32) for row in (0, 1)}
+    write_rows(store, rows, start=0, n_inputs=2, batch_size=2, dtype="float32")
+    np.testing.assert_array_equal(read_row(store, "4x5", 1), rows[1])
+    (tmp_path / "maps.zarr/4x5/c/0/0/0").unlink()
+    with pytest.raises(InputError, match="file of its batch is not there"):
+        read_row(store, "4x5", 1)

@@ -1,0 +1,50 @@
+"""Settings that do nothing are told, not refused; settings that work are not mentioned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pyimgano_dask.settings.presets import DEFECT_PRESETS
+from pyimgano_dask.settings.resolve import given_by_keyword, resolve
+
+
+def advice(**keywords: Any) -> tuple[str, ...]:
+    return resolve(given_by_keyword(keywords)).advice
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"defect_min_area": 3, "defects": False}, "--defect-min-area does nothing without --defects"),
+        ({"explain_defects": "counts", "defects": False}, "--explain-defects does nothing without --defects"),
+        ({"defect_map_smoothing": "median"}, "give --defect-map-smoothing-ksize"),
+        ({"defect_map_smoothing": "gaussian"}, "--defect-map-smoothing-sigma"),
+        ({"defect_hysteresis_low": 2.0}, "nothing without --defect-hysteresis"),
+        ({"defect_merge_nearby": True}, "--defect-merge-nearby-max-gap-px"),
+        ({"defect_merge_nearby_max_gap_px": 3}, "nothing without --defect-merge-nearby"),
+        ({"pixel_normal_quantile": 0.9}, "give --pixel-threshold"),
+        ({"roi_xyxy_norm": [10.0, 10.0, 90.0, 90.0]}, "has no area from 0 to 1"),
+        ({"roi_xyxy_norm": [-0.1, 0.0, 1.0, 1.0]}, "cut down to fractions from 0 to 1"),
+    ],
+)
+def test_one_sentence_for_each_setting_without_effect(keywords: dict[str, Any], said: str) -> None:
+    (sentence,) = advice(**{"defects": True, **keywords})
+    assert said in sentence
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"defect_map_smoothing": "gaussian", "defect_map_smoothing_sigma": 1.0},
+        {"defect_map_smoothing": "median", "defect_map_smoothing_ksize": 3},
+        {"defect_hysteresis": True, "defect_hysteresis_low": 2.0},
+        {"pixel_normal_quantile": 0.9, "train_dir": "good"},
+        {"roi_xyxy_norm": [0.9, 0.9, 0.1, 0.1]},
+        *({"defects_preset": name} for name in DEFECT_PRESETS),
+    ],
+)
+def test_nothing_is_said_of_settings_that_work(keywords: dict[str, Any]) -> None:
+    assert advice(**{"defects": True, **keywords}) == ()
