@@ -226,6 +226,24 @@ def smallest_linked(boxes_xyxy: np.ndarray, by_top: np.ndarray, reach: int) -> n
 
 
 @compiled
+def joined_boxes_and_peaks(
+    boxes_xyxy: np.ndarray, peaks: np.ndarray, group: np.ndarray, heads: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The box around the boxes (N, 4) of each group, (M, 4), and the largest of its `peaks`, (M,).
+
+    `group` (N,) is the group of each box, `heads` (M,) is one member of each group.
+    """
+    boxes, largest = boxes_xyxy[heads], peaks[heads]
+    for n in range(len(group)):
+        g = group[n]
+        for near, far in ((0, 2), (1, 3)):
+            boxes[g, near] = min(boxes[g, near], boxes_xyxy[n, near])
+            boxes[g, far] = max(boxes[g, far], boxes_xyxy[n, far])
+        largest[g] = max(largest[g], peaks[n])
+    return boxes, largest
+
+
+@compiled
 def _root(parent: np.ndarray, index: int) -> int:
     while parent[index] != index:
         parent[index] = parent[parent[index]]

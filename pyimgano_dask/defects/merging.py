@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pyimgano_dask.defects.kernels import smallest_linked
+from pyimgano_dask.defects.kernels import joined_boxes_and_peaks, smallest_linked
 from pyimgano_dask.defects.regions import RegionTable, round6
 
 
@@ -28,11 +28,7 @@ def merge_nearby(table: RegionTable, max_gap_px: int) -> RegionTable:
     count = len(heads)
     areas = _sums(group, table.areas, count).astype(np.int64)
     centroids = [_sums(group, table.areas * table.centroids_xy[:, axis], count) / areas for axis in (0, 1)]
-    boxes = table.boxes_xyxy[heads]
-    np.minimum.at(boxes[:, :2], group, table.boxes_xyxy[:, :2])
-    np.maximum.at(boxes[:, 2:], group, table.boxes_xyxy[:, 2:])
-    score_max = table.score_max[heads]
-    np.maximum.at(score_max, group, table.score_max)
+    boxes, score_max = joined_boxes_and_peaks(table.boxes_xyxy, table.score_max, group, heads)
     joined = replace(
         table.take(heads),
         boxes_xyxy=boxes,
