@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.dataflow.schedulers import Common, Merge, Result, Scheduler, Task
-from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, State
+from pyimgano_dask.detectors.base import Color, Image, Prediction, TrainingFreeDetector
 from pyimgano_dask.settings.knob import Block, knob
 from tests.conftest import wait_until
 
@@ -59,7 +58,7 @@ class WaitingArguments(Block):
     others: int = knob(3, "Shards that must be there before a big image is done.", ge=0)
 
 
-class WaitsForOthers(Detector[WaitingArguments]):
+class WaitsForOthers(TrainingFreeDetector[WaitingArguments]):
     """Scores the brightness; an image as large as `BIG_SIDE_PX` takes until some shards of others are written.
 
     Not registered: the tests hand it over themselves.
@@ -72,28 +71,8 @@ class WaitsForOthers(Detector[WaitingArguments]):
     arguments_type = WaitingArguments
     color: Color = "gray"
     contamination = None
-    is_fitted = True
 
-    def select_training(self, n_images: int) -> Sequence[int]:
-        return range(0)
-
-    def accumulate(self, images: Sequence[Image]) -> State:
-        return {}
-
-    @classmethod
-    def merge(cls, states: Sequence[State]) -> State:
-        return {}
-
-    def finalize(self, state: State) -> Self:
-        return self
-
-    def state(self) -> State:
-        return {}
-
-    def with_state(self, state: State) -> Self:
-        return self
-
-    def predict(self, images: Sequence[Image]) -> Prediction:
+    def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
         if any(max(image.shape) >= BIG_SIDE_PX for image in images):
             folder = Path(self.arguments.folder)
             wait_until(
