@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -122,3 +124,25 @@ def test_faults_of_settings_name_the_flag_and_come_before_anything_is_written(
 def test_a_config_that_is_not_there_is_a_config_error(parts: InspectionSet) -> None:
     with pytest.raises(pyimgano_dask.ConfigError, match="nowhere"):
         pyimgano_dask.infer(infer_config="nowhere.json", input=parts.test_dir)
+
+
+def test_the_public_names_are_listed() -> None:
+    assert {"infer", "rescore", "extract_defects", "Defects"} <= set(dir(pyimgano_dask))
+
+
+def test_settings_that_do_nothing_are_warned_of(settings: dict[str, Any]) -> None:
+    with pytest.warns(UserWarning, match="--defect-hysteresis-low"):
+        pyimgano_dask.infer(**settings, defect_hysteresis_low=2.0)
+
+
+def test_a_script_without_its_guard_is_told_of_it(parts: InspectionSet, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pyimgano_dask\n"
+        f"pyimgano_dask.infer(model='vision_pixel_mad_map', train_dir={parts.train_dir!r}, input={parts.test_dir!r}, "
+        "scheduler='local-cluster', workers=1)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "RunError: the workers of a local cluster do not start" in done.stderr
+    assert 'if __name__ == "__main__":' in done.stderr

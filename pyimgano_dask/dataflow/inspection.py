@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
-from pyimgano_dask.dataflow.chunk import Extremes, Job, Receipt, Survey, process_chunk, survey_chunk
+from pyimgano_dask.dataflow.chunk import SHOWN_ERRORS, Extremes, Job, Receipt, Survey, process_chunk, survey_chunk
 from pyimgano_dask.dataflow.merge import OrderedMerge
 from pyimgano_dask.dataflow.plan import chunked
 from pyimgano_dask.dataflow.reading import Reader
@@ -27,7 +27,6 @@ from pyimgano_dask.storage.files import TEMP_PREFIX, make_folder, resolve, write
 from pyimgano_dask.storage.jsonl import iter_records
 from pyimgano_dask.version import __version__
 
-SHOWN_ERRORS = 5
 PARTS = "parts"
 SPOOL = ".spool"
 _SHARD = re.compile(rf"part-\d{{8}}\.jsonl|{re.escape(TEMP_PREFIX)}.*")

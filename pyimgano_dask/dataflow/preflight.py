@@ -18,11 +18,11 @@ from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
-from pyimgano_dask.settings.run_manifest import MANIFEST_NAME
+from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME
 from pyimgano_dask.storage.files import check_writable, open_binary, resolve
 from pyimgano_dask.urls import is_url
 
-RUN_FILES = (MANIFEST_NAME, "infer_config.json", "detector.npz")
+RUN_FILES = (MANIFEST_NAME, CONFIG_NAME, DETECTOR_NAME)
 PixelThresholdSource = Literal["explicit", "train_dir", "infer_config"]
 
 

@@ -121,15 +121,22 @@ def _check_nothing_is_overwritten(rescoring: Rescoring, maps: StoredMaps, base_d
         if target in read or os.path.dirname(target) == parts:
             raise ConfigError(f"--save-jsonl: {jsonl!r} is a file of the run that is read; name another file")
     overlays = settings.output.save_overlays
-    if overlays is not None:
-        folders = {posixpath.dirname(item.image) for item in maps if item.image is not None}
-        if real_path(overlays, base_dir) in {real_path(folder, maps.base_dir) for folder in folders}:
-            raise ConfigError(f"--save-overlays: the images of the run lie in {overlays!r}; take another folder")
-    masks, suffix = settings.output.save_masks, settings.defects.mask_format
-    if masks is not None and suffix in ("npy", "zarr"):
-        places = {_place(item.location) for item in maps if item.location is not None}
-        if real_path(masks, base_dir) in {real_path(place, maps.base_dir) for place in places}:
-            raise ConfigError(f"--save-masks: the maps that are read lie in {masks!r}; take another folder")
+    masks = settings.output.save_masks if settings.defects.mask_format in ("npy", "zarr") else None
+    if overlays is None and masks is None:
+        return
+    of_images: set[str] = set()
+    of_maps: set[str] = set()
+    for item in maps:
+        if item.image is not None:
+            of_images.add(posixpath.dirname(item.image))
+        if item.location is not None:
+            of_maps.add(_place(item.location))
+    for flag, folder, what, places in (
+        ("--save-overlays", overlays, "images", of_images),
+        ("--save-masks", masks, "maps", of_maps),
+    ):
+        if folder is not None and real_path(folder, base_dir) in {real_path(place, maps.base_dir) for place in places}:
+            raise ConfigError(f"{flag}: the {what} that are read lie in {folder!r}; take another folder")
 
 
 def _place(location: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import encode_detector
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings
+from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
 from pyimgano_dask.storage.files import resolve, write_atomic
 from pyimgano_dask.thresholds import (
     calibrated_pixel_provenance,
@@ -125,17 +126,17 @@ def _with_pixel(thresholds: Thresholds, value: float, provenance: Mapping[str, A
 
 def _save_deployable(run_dir: str, settings: InferSettings, detector: Detector[Any], thresholds: Thresholds) -> None:
     """Leave the fitted detector and an infer config beside the shards: the next run needs no training images."""
-    write_atomic(os.path.join(run_dir, "detector.npz"), encode_detector(detector))
+    write_atomic(os.path.join(run_dir, DETECTOR_NAME), encode_detector(detector))
     model = {**settings.model.model_dump(mode="json", exclude_none=True), "name": detector.name}
     config = {
         "schema_version": settings.schema_version,
         "model": {
             **model,
             "model_kwargs": detector.arguments.model_dump(mode="json"),
-            "checkpoint_path": "detector.npz",
+            "checkpoint_path": DETECTOR_NAME,
         },
         "adaptation": {"save_maps": settings.wants_maps},
         **stored_settings(settings, thresholds),
     }
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_atomic(os.path.join(run_dir, "infer_config.json"), text.encode())
+    write_atomic(os.path.join(run_dir, CONFIG_NAME), text.encode())

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from pyimgano_dask.settings.defects import RoiXyxyNorm
+from pyimgano_dask.settings.defects import RoiXyxyNorm, clamped_roi
 
 
 def roi_slices(roi_xyxy_norm: RoiXyxyNorm | None, shape_hw: tuple[int, int]) -> tuple[slice, slice]:
@@ -21,12 +21,11 @@ def roi_slices(roi_xyxy_norm: RoiXyxyNorm | None, shape_hw: tuple[int, int]) -> 
     height, width = shape_hw
     if roi_xyxy_norm is None:
         return slice(0, height), slice(0, width)
-    x1, y1, x2, y2 = (min(1.0, max(0.0, fraction)) for fraction in roi_xyxy_norm)
+    x1, y1, x2, y2 = clamped_roi(roi_xyxy_norm)
     return _touched(y1, y2, height), _touched(x1, x2, width)
 
 
-def _touched(one: float, other: float, length: int) -> slice:
-    low, high = min(one, other), max(one, other)
+def _touched(low: float, high: float, length: int) -> slice:
     return slice(math.floor(low * length), math.ceil(high * length))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 
 from pyimgano_dask.settings.catalog import Path, knobs
+from pyimgano_dask.settings.defects import clamped_roi
 from pyimgano_dask.settings.run import InferSettings
 
 WITHOUT_DEFECTS = ("defects.enabled", "defects.preset")
@@ -38,9 +39,9 @@ def advice(settings: InferSettings, explicit: Set[Path]) -> Iterator[str]:
         )
     roi = defects.roi_xyxy_norm
     if roi is not None:
-        x1, y1, x2, y2 = (min(1.0, max(0.0, edge)) for edge in roi)
+        x1, y1, x2, y2 = clamped_roi(roi)
         words = " ".join(f"{edge:g}" for edge in roi)
         if x1 == x2 or y1 == y2:
             yield f"--roi-xyxy-norm {words} has no area from 0 to 1; give fractions such as 0.1 0.1 0.9 0.9"
-        elif (min(roi), max(roi)) != (min(x1, y1, x2, y2), max(x1, y1, x2, y2)):
+        elif not 0 <= min(roi) <= max(roi) <= 1:
             yield f"--roi-xyxy-norm {words} is cut down to fractions from 0 to 1"

@@ -7,12 +7,23 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from pyimgano_dask.settings.knob import Block, knob
+from pyimgano_dask.settings.presets import PresetName
 
 MEDIAN_KSIZES = (3, 5)
 # Larger kernels than any map in use; beyond them OpenCV hangs or runs out of memory.
 MAX_KSIZE = 4095
 
 RoiXyxyNorm = tuple[float, float, float, float]
+
+
+def clamped_roi(roi_xyxy_norm: RoiXyxyNorm) -> RoiXyxyNorm:
+    """The region (x1, y1, x2, y2) cut down to fractions from 0 to 1, its corners in order.
+
+    >>> clamped_roi((0.75, 0.25, 0.25, 2.0))
+    (0.25, 0.25, 0.75, 1.0)
+    """
+    x1, y1, x2, y2 = (min(1.0, max(0.0, edge)) for edge in roi_xyxy_norm)
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 class MapSmoothing(Block):
@@ -119,7 +130,7 @@ class DefectSettings(Block):
     enabled: bool = knob(
         False, "Extract defects: a binary mask and its regions. Implies --include-maps.", flag="--defects"
     )
-    preset: Literal["industrial-fp40", "industrial-defects-fp40"] | None = knob(
+    preset: PresetName | None = knob(
         None,
         "Start from a named set of controls, --defects included; every control given beside it wins. "
         "industrial-defects-fp40 is another name of industrial-fp40.",

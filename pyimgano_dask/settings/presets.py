@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+PresetName = Literal["industrial-fp40", "industrial-defects-fp40"]
 
 _FP40: Mapping[str, Any] = {
     "enabled": True,
@@ -22,5 +24,5 @@ _FP40: Mapping[str, Any] = {
     "max_regions_sort_by": "score_max",
 }
 
-DEFECT_PRESETS: Mapping[str, Mapping[str, Any]] = {"industrial-fp40": _FP40, "industrial-defects-fp40": _FP40}
+DEFECT_PRESETS: Mapping[PresetName, Mapping[str, Any]] = {"industrial-fp40": _FP40, "industrial-defects-fp40": _FP40}
 """Values by preset, as they stand in a config. The second name is the one the predecessor package uses."""

@@ -90,7 +90,7 @@ def with_preset(tree: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _preset(name: Any) -> Mapping[str, Any]:
     """Values of a preset; none for a name that validation will refuse."""
-    return DEFECT_PRESETS.get(name, {}) if isinstance(name, str) else {}
+    return next((values for known, values in DEFECT_PRESETS.items() if known == name), {})
 
 
 def _with_value(tree: Mapping[str, Any], path: Path, value: Any) -> Mapping[str, Any]:

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pyimgano_dask.settings.defects import clamped_roi
+
 Provenance = dict[str, object]
 
 
@@ -58,7 +60,7 @@ def calibrated_pixel_provenance(
         "calibration_pixel_count": pixel_count,
         "exact": True,
         "roi_used": roi_used,
-        "roi_xyxy_norm": None if roi_xyxy_norm is None else _clamped_and_ordered(roi_xyxy_norm),
+        "roi_xyxy_norm": None if roi_xyxy_norm is None else list(clamped_roi(roi_xyxy_norm)),
         "roi_pixel_count": per_map.pop() if roi_xyxy_norm is not None and len(per_map) == 1 else None,
         "roi_reason": "roi_empty" if roi_xyxy_norm is not None and not roi_used else None,
     }
@@ -67,8 +69,3 @@ def calibrated_pixel_provenance(
 def fixed_pixel_provenance(value: float, source: Literal["explicit", "infer_config"]) -> Provenance:
     """A pixel threshold that is a given number: by a flag (`explicit`) or by the config (`infer_config`)."""
     return {"method": "fixed", "source": source, "value": value}
-
-
-def _clamped_and_ordered(roi_xyxy_norm: tuple[float, float, float, float]) -> list[float]:
-    x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in roi_xyxy_norm)
-    return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]

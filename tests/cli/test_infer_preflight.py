@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -248,3 +249,49 @@ class TestDetector:
         (line,) = place.refused(source=["--infer-config", "c.json"])
         assert trained.checkpoint in line
         assert "sha256" in line
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("--pixel-treshold", "--pixel-threshold"), ("--defect-min-aera=3", "--defect-min-area"), ("--qqqqqq", None)],
+)
+def test_an_unknown_flag_is_answered_in_one_line_with_the_one_that_may_be_meant(
+    word: str, meant: str | None, tmp_path: Path
+) -> None:
+    answer = command("--model", "m", word, "3", cwd=tmp_path)
+    (line,) = answer.stderr.splitlines()
+    assert answer.code == 2
+    assert f"unknown flag {word.partition('=')[0]}" in line
+    assert ("did you mean" in line) == (meant is not None)
+    assert meant is None or f"did you mean {meant}?" in line
+
+
+def test_what_is_odd_about_a_config_is_said_before_what_is_wrong(tmp_path: Path) -> None:
+    config = {"schema_version": 1, "defects": {"enabeld": True, "image_space": True}}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    answer = command("--infer-config", "c.json", "--input", "x.png", cwd=tmp_path)
+    first, *rest = answer.stderr.splitlines()
+    assert answer.code == 2
+    assert "warning" in first
+    assert "defects.enabeld" in first
+    assert any("error" in line for line in rest)
+
+
+@pytest.mark.parametrize("name", ["run.json", "infer_config.json", "detector.npz"])
+def test_records_are_not_written_where_the_run_itself_writes(name: str, trained: Trained, tmp_path: Path) -> None:
+    source = ("--infer-config", trained.infer_config, "--input", trained.parts.test_dir)
+    answer = command(*source, "--run-dir", "R", "--save-jsonl", f"R/{name}", cwd=tmp_path)
+    assert answer.code == 2
+    assert "--save-jsonl: the run itself writes" in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_are_not_written_over_an_image_that_is_read(trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained.parts.test_dir, tmp_path / "in")
+    image = next((tmp_path / "in").rglob("*.png"))
+    before = image.read_bytes()
+    source = ("--infer-config", trained.infer_config, "--input", "in")
+    answer = command(*source, "--save-jsonl", str(image), cwd=tmp_path)
+    assert answer.code == 2
+    assert "--save-jsonl: " in answer.stderr
+    assert image.read_bytes() == before

@@ -38,6 +38,7 @@ def test_warnings_do_not_fail_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([write_config(tmp_path, {"colour": 1})]) == 0
     printed = capsys.readouterr()
     assert printed.err.count("warning: ") == 2
+    assert printed.out.endswith(": valid, 2 warnings\n")
     assert "colour" in printed.err
 
 

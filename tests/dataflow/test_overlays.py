@@ -314,7 +314,9 @@ class Odd(ReferenceFree):
             if image.max() == LEVEL + 80:
                 if self.how == "raises":
                     raise ArithmeticError("the image is odd")
-                if self.how == "score":
+                if self.how == "missing":
+                    del maps[number]
+                elif self.how == "score":
                     scores[number] = np.nan
                 else:
                     maps[number] = odd_map(self.how, maps[number])
@@ -328,12 +330,14 @@ def odd_map(how: str, values: NDArray[np.float32]) -> NDArray[Any]:
         return np.where(values > 0.6, np.float32(np.inf), values)
     if how == "float64":
         return values.astype(np.float64)
+    if how == "nothing":
+        return None  # type: ignore[return-value]
     if how == "empty":
         return values[:0]
     return values[None]
 
 
-@pytest.mark.parametrize("how", ["raises", "score", "nan", "infinite", "float64", "empty", "3-d"])
+@pytest.mark.parametrize("how", ["raises", "score", "missing", "nothing", "nan", "infinite", "float64", "empty", "3-d"])
 def test_error_records_are_those_of_a_single_pass(at: Path, how: str) -> None:
     once, _ = inspect_with(at, Odd(how), PATHS, len(PATHS), overlay_scale="image")
     twice, summary = inspect_with(at, Odd(how), PATHS, len(PATHS))

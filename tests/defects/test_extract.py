@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyimgano_dask.defects import MapStats, extract_defects, scale_to_image
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.defects import DefectSettings, Hysteresis, MapSmoothing, MergeNearby, ShapeFilters
+from pyimgano_dask.settings.presets import DEFECT_PRESETS
 from tests.defects import reference
 from tests.defects.strategies import anomaly_maps, defect_settings, levels
 
@@ -355,3 +356,22 @@ def test_scaling_to_the_image_adds_the_box_in_image_pixels() -> None:
     assert "bbox_xyxy_image" not in found.to_record()["regions"][0]
     assert scaled.to_record()["regions"][0]["bbox_xyxy_image"] == [2, 0, 4, 4]
     assert scaled.mask is found.mask
+
+
+def test_a_preset_in_a_mapping_lies_below_the_values_beside_it() -> None:
+    scores = np.random.default_rng(0).random((40, 40), np.float32)
+    settings = {"preset": "industrial-fp40", "min_area": 2}
+    spelled_out = {**DEFECT_PRESETS["industrial-fp40"], **settings}
+    expected = extract_defects(scores, spelled_out, pixel_threshold=0.5)
+    assert expected.to_record() == extract_defects(scores, settings, pixel_threshold=0.5).to_record()
+    assert expected.to_record() != extract_defects(scores, {"min_area": 2}, pixel_threshold=0.5).to_record()
+
+
+def test_a_key_that_is_no_setting_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"defects\.min_aera"):
+        extract_defects(np.ones((3, 3), np.float32), {"min_aera": 5}, pixel_threshold=0.5)
+
+
+def test_a_map_that_is_no_array_is_refused_in_words() -> None:
+    with pytest.raises(InputError, match="a list"):
+        extract_defects([[1.0]], {}, pixel_threshold=0.5)  # type: ignore[arg-type]
