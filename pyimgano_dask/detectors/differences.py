@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyimgano_dask.detectors.base import Color
+from pyimgano_dask.detectors.base import Color, Detector
 from pyimgano_dask.settings.knob import Block, knob
 
 
@@ -22,6 +22,21 @@ class DifferenceArguments(Block):
     )
     reduction: Literal["max", "mean", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
     topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
+
+
+DifferenceArgs = TypeVar("DifferenceArgs", bound=DifferenceArguments)
+
+
+class DifferenceDetector(Detector[DifferenceArgs], Generic[DifferenceArgs]):
+    """Base of detectors whose map is a difference of images."""
+
+    @property
+    def color(self) -> Color:
+        return self.arguments.color
+
+    @property
+    def contamination(self) -> float:
+        return self.arguments.contamination
 
 
 def score_of(anomaly_map: NDArray[np.float32], arguments: DifferenceArguments) -> float:

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, State
-from pyimgano_dask.detectors.differences import DifferenceArguments, reduce_channels, score_of
+from pyimgano_dask.detectors.base import Image, Prediction, State
+from pyimgano_dask.detectors.differences import DifferenceArguments, DifferenceDetector, reduce_channels, score_of
 from pyimgano_dask.detectors.registry import register
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import knob
@@ -65,7 +65,7 @@ class MadArguments(PixelArguments):
 PixelArgs = TypeVar("PixelArgs", bound=PixelArguments)
 
 
-class AlignedPixelDetector(Detector[PixelArgs], Generic[PixelArgs]):
+class AlignedPixelDetector(DifferenceDetector[PixelArgs], Generic[PixelArgs]):
     """Resizing, comparing at a common size, and scoring; subclasses hold the statistics.
 
     A fitted instance has `center` and `scale`, float32 (h, w) or (h, w, 3): the map is |x − center| · scale.
@@ -78,14 +78,6 @@ class AlignedPixelDetector(Detector[PixelArgs], Generic[PixelArgs]):
         self._state: State | None = None
         self._center: NDArray[np.float32] | None = None
         self._gain: NDArray[np.float32] | np.float32 | None = None
-
-    @property
-    def color(self) -> Color:
-        return self.arguments.color
-
-    @property
-    def contamination(self) -> float:
-        return self.arguments.contamination
 
     @property
     def is_fitted(self) -> bool:

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pyimgano_dask.detectors.base import Color, Image, Prediction, TrainingFreeDetector
-from pyimgano_dask.detectors.differences import DifferenceArguments, reduce_channels, score_of
+from pyimgano_dask.detectors.base import Image, Prediction, TrainingFreeDetector
+from pyimgano_dask.detectors.differences import DifferenceArguments, DifferenceDetector, reduce_channels, score_of
 from pyimgano_dask.detectors.registry import register
 from pyimgano_dask.errors import InputError
 from pyimgano_dask.settings.knob import knob
@@ -67,7 +67,9 @@ class ReferenceDifferenceArguments(DifferenceArguments):
 
 
 @register
-class ReferenceDifferenceMap(TrainingFreeDetector[ReferenceDifferenceArguments]):
+class ReferenceDifferenceMap(
+    DifferenceDetector[ReferenceDifferenceArguments], TrainingFreeDetector[ReferenceDifferenceArguments]
+):
     """Grey levels, 0 to 255, by which a pixel leaves the range of its reference."""
 
     name = "vision_reference_diff_map"
@@ -76,14 +78,6 @@ class ReferenceDifferenceMap(TrainingFreeDetector[ReferenceDifferenceArguments])
     reference = "Golden template comparison: max(0, x - dilate(ref), erode(ref) - x)."
     arguments_type = ReferenceDifferenceArguments
     needs_reference: ClassVar[bool] = True
-
-    @property
-    def color(self) -> Color:
-        return self.arguments.color
-
-    @property
-    def contamination(self) -> float:
-        return self.arguments.contamination
 
     def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
         """Score a batch of images; raises ValueError unless there is one reference for each of them."""
