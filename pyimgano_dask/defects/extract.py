@@ -38,6 +38,7 @@ class MapStats:
     mean: float
 
     def to_record(self) -> dict[str, float]:
+        """`map_stats_roi` of a JSONL record."""
         return {"max": self.max, "mean": self.mean}
 
 
