@@ -98,7 +98,7 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         if needed > console.width:
             table = _waterfall_table(summary.waterfall, summary.settings.defects, with_bars=False)
         console.print(table)
-    for path, message in summary.errors:
+    for _, path, message in summary.errors:
         console.print(Text(f"  {path!r}: {message}", style="red"), soft_wrap=True)
     if summary.n_errors > len(summary.errors):
         console.print(f"  … and {summary.n_errors - len(summary.errors)} more errors")

@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What comes back from a chunk: counts, seconds by stage, and the first few errors."""
+    """What comes back from a chunk: counts, seconds by stage, and the first few errors (index, input, message)."""
 
     index: int
     n_inputs: int
@@ -57,7 +57,7 @@ class Receipt:
     n_regions: int
     waterfall: Waterfall
     seconds: Mapping[str, float]
-    errors: tuple[tuple[str, str], ...]
+    errors: tuple[tuple[int, str, str], ...]
 
 
 def process_chunk(chunk: Chunk[Any], job: Job) -> Receipt:
@@ -98,7 +98,7 @@ def process_chunk(chunk: Chunk[Any], job: Job) -> Receipt:
         n_regions=sum(regions),
         waterfall=waterfall,
         seconds=clock.seconds,
-        errors=tuple((failed.path, failed.error.message) for failed in failures[:SHOWN_ERRORS]),
+        errors=tuple(sorted((item.index, item.path, item.error.message) for item in failures)[:SHOWN_ERRORS]),
     )
 
 

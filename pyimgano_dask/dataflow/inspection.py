@@ -68,7 +68,7 @@ class RunSummary:
 
     `source` names the detector, or says that the maps were stored. `waterfall` is what each control dropped, summed
     over all inputs, with `--explain-defects`. `stage_seconds` are summed over all workers; `seconds` and
-    `training_seconds` are wall time.
+    `training_seconds` are wall time. `errors` are the first few in the order of the inputs (index, input, message).
     """
 
     settings: InferSettings = field(repr=False)
@@ -84,7 +84,7 @@ class RunSummary:
     seconds: float = 0.0
     training_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    errors: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[tuple[int, str, str]] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
     base_dir: str = field(default_factory=os.getcwd)
     unsaved_records: BinaryIO | None = None
@@ -111,7 +111,7 @@ class RunSummary:
         self.n_regions += receipt.n_regions
         self.waterfall = add_waterfalls(self.waterfall, receipt.waterfall)
         self._add_seconds(receipt.seconds)
-        self.errors = [*self.errors, *receipt.errors][:SHOWN_ERRORS]
+        self.errors = sorted([*self.errors, *receipt.errors])[:SHOWN_ERRORS]
 
     def _add_seconds(self, seconds: Mapping[str, float]) -> None:
         for stage, spent in seconds.items():
