@@ -24,14 +24,14 @@ from pyimgano_dask.dataflow.inspection import (
     stored_source,
 )
 from pyimgano_dask.dataflow.reading import Reader
-from pyimgano_dask.dataflow.schedulers import open_scheduler
+from pyimgano_dask.dataflow.schedulers import Scheduler, open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
 from pyimgano_dask.detectors.base import Detector, Image, Prediction
 from pyimgano_dask.errors import RunError
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 from pyimgano_dask.settings.run import InferSettings
 from tests.conftest import hashes_below
-from tests.dataflow.doubles import WaitsForOthers
+from tests.dataflow.doubles import ShuffledScheduler, WaitsForOthers
 
 HW = (24, 32)
 LEVEL = 100
@@ -239,7 +239,7 @@ class ReferenceFree(WaitsForOthers):
 
 
 def inspect_with(
-    place: Path, detector: Detector[Any], inputs: Any, n_inputs: int, **settings: Any
+    place: Path, detector: Detector[Any], inputs: Any, n_inputs: int, on: Scheduler | None = None, **settings: Any
 ) -> tuple[list[dict[str, Any]], RunSummary]:
     """The inspecting half of a run, with overlays on the scale of the run unless told otherwise."""
     given = {"input": ["in"], "defects": True, "batch_size": 2, "overlay_scale": "run"}
@@ -261,7 +261,7 @@ def inspect_with(
     )
     summary = RunSummary(resolved, detector.name, "sync", thresholds)
     with open_scheduler("sync", None, n_inputs) as scheduler:
-        inspect(work, scheduler, io.BytesIO(), SilentProgress(), summary)
+        inspect(work, on or scheduler, io.BytesIO(), SilentProgress(), summary)
     lines = (place / "out/records.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], summary
 
@@ -352,3 +352,13 @@ def test_a_map_that_is_not_finite_does_not_stretch_the_scale(at: Path) -> None:
     low, high = (np.float32(level) / np.float32(255) for level in (LEVEL, LEVEL + 40))
     inspect_with(at, Odd("infinite"), PATHS, len(PATHS), overlay_scale=f"{low},{high}")
     assert hashes_below(at / "out") == by_run
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_errors_are_shown_in_the_order_of_the_inputs_whatever_ends_first(at: Path, seed: int) -> None:
+    missing = [f"in/missing-{number}.png" for number in range(8)]
+    _, summary = inspect_with(
+        at, ReferenceFree(), missing, 8, ShuffledScheduler(seed), batch_size=1, overlay_scale="image"
+    )
+    assert [path for _, path, _ in summary.errors] == missing[:5]
+    assert summary.n_errors == 8
