@@ -7,8 +7,6 @@ in a tree whose shape depends on their number alone. A task is a module-level fu
 
 from __future__ import annotations
 
-import json
-import logging
 import multiprocessing
 import uuid
 from abc import ABC, abstractmethod
@@ -24,9 +22,10 @@ import dask.bag
 from dask.callbacks import Callback
 from dask.system import CPU_COUNT
 
+from pyimgano_dask.dataflow.clusters import connect
 from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_limited
 from pyimgano_dask.dataflow.plan import Chunk
-from pyimgano_dask.errors import ConfigError, RunError
+from pyimgano_dask.errors import RunError
 
 Common = TypeVar("Common")
 Result = TypeVar("Result")
@@ -40,8 +39,6 @@ SMALLEST_WINDOW = 8
 WINDOW_PER_THREAD = 4
 SHORT_LIST = 256
 MANY_CORES = 4
-CONNECT_TIMEOUT_S = 15
-WORKER_TIMEOUT_S = 60
 
 
 class Scheduler(ABC):
@@ -314,68 +311,5 @@ def open_scheduler(name: str, workers: int | None, n_inputs: int) -> Iterator[Sc
     if name in ("threads", "sync", "processes"):
         yield LocalScheduler(name, count)
     else:
-        with _connect(name, count) as client:
+        with connect(name, count) as client:
             yield ClusterScheduler(client)
-
-
-@contextmanager
-def _connect(name: str, workers: int) -> Iterator[Any]:
-    from distributed import Client, LocalCluster
-    from distributed.comm.addressing import get_address_host_port
-    from distributed.utils import silence_logging_cmgr
-
-    if name == "local-cluster":
-        try:
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                silence_logs=logging.CRITICAL,
-            )
-        except RuntimeError as error:
-            raise RunError(
-                f"the workers of a local cluster do not start ({error}); a script that starts one calls below "
-                'if __name__ == "__main__":'
-            ) from error
-        with cluster, Client(cluster) as client:
-            yield client
-        return
-    try:
-        address = _address_in(name) if name.endswith(".json") else name
-        # Checked here, because a Client that was given no address at all holds the process for 30 s at its end.
-        get_address_host_port(address)
-        client = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"--scheduler: there is no scheduler file {name!r}; start a scheduler with "
-            f"`dask scheduler --scheduler-file {name}`"
-        ) from None
-    except (OSError, ValueError, TypeError, TimeoutError) as error:
-        raise ConfigError(
-            f"--scheduler: no scheduler answers at {name!r} ({error}); start one with `dask scheduler` "
-            "or give its address as it prints it"
-        ) from None
-    with silence_logging_cmgr(logging.CRITICAL), client:
-        try:
-            client.wait_for_workers(1, timeout=WORKER_TIMEOUT_S)
-        except TimeoutError:
-            raise RunError(
-                f"the scheduler at {name} has no workers after {WORKER_TIMEOUT_S} s; "
-                f"start one with `dask worker {address}`"
-            ) from None
-        yield client
-
-
-def _address_in(path: str) -> str:
-    """The address in a scheduler file, as `dask scheduler --scheduler-file` writes it; OSError or ValueError if none.
-
-    Read here, because Dask waits for a file that is not there without end.
-    """
-    with open(path, encoding="utf-8") as file:
-        content = json.load(file)
-    address = content.get("address") if isinstance(content, dict) else None
-    if not isinstance(address, str):
-        raise ValueError(f"the file has no text under the key address, such as tcp://127.0.0.1:8786: {content!r:.80}")
-    return address
