@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import re
-import shutil
 import stat
 import tempfile
 from bisect import bisect_right
@@ -204,19 +203,25 @@ def copy_into(path: str, sink: BinaryIO) -> int:
     local = local_path(path)
     if local is None:
         with open_remote(path) as remote:
-            shutil.copyfileobj(remote, sink, COPY_BYTES)
-            return remote.tell()
+            return sum(_write_all(sink, data) for data in iter(lambda: remote.read(COPY_BYTES), b""))
     descriptor = os.open(local, os.O_RDONLY | os.O_CLOEXEC)
     try:
         n_bytes = 0
         while data := os.read(descriptor, COPY_BYTES):
-            sink.write(data)
-            n_bytes += len(data)
+            n_bytes += _write_all(sink, data)
             if len(data) == COPY_BYTES:
                 n_bytes += _copy_rest(descriptor, sink)
         return n_bytes
     finally:
         os.close(descriptor)
+
+
+def _write_all(sink: BinaryIO, data: bytes) -> int:
+    """Write all of `data`, also to a sink without a buffer, which may take less at a time."""
+    written = sink.write(data)
+    while written < len(data):
+        written += sink.write(data[written:])
+    return written
 
 
 def _copy_rest(descriptor: int, sink: BinaryIO) -> int:
