@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 _URL = re.compile(r"(?:[A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://")
@@ -25,3 +26,15 @@ def file_name(path: str) -> str:
     if is_url(path):
         path = next(link for link in path.split("::") if "://" in link).partition("?")[0]
     return path.rstrip("/").rpartition("/")[2]
+
+
+def join(folder: str, *names: str) -> str:
+    """The path of a file below a folder, which is a path or a URL; of a chained URL its first link goes on.
+
+    >>> join("parts", "a.jsonl"), join("s3://line4/run/", "parts", "a.jsonl"), join("zip://in::s3://line4/cam.zip", "a")
+    ('parts/a.jsonl', 's3://line4/run/parts/a.jsonl', 'zip://in/a::s3://line4/cam.zip')
+    """
+    if not is_url(folder):
+        return os.path.join(folder, *names)
+    inner, chain, outer = folder.partition("::")
+    return f"{inner}{'' if inner.endswith('/') else '/'}{'/'.join(names)}{chain}{outer}"

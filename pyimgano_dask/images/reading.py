@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 
-import fsspec
-
 from pyimgano_dask.errors import InputError
+from pyimgano_dask.transfers import open_remote
 from pyimgano_dask.urls import is_url
 
 _KINDS = (FileNotFoundError, PermissionError, IsADirectoryError)
+
+_PIECE_BYTES = 1 << 24
 
 
 def read_bytes(path: str, *, base_dir: str, max_bytes: int) -> bytes:
@@ -46,6 +47,10 @@ def _read_local(path: str, base_dir: str, max_bytes: int) -> bytes:
 
 
 def _read_url(url: str, max_bytes: int) -> bytes:
-    with fsspec.open(url, "rb") as file:
-        data: bytes = file.read(max_bytes + 1)
-    return data
+    pieces = []
+    room = max_bytes + 1
+    with open_remote(url) as file:
+        while piece := file.read(min(room, _PIECE_BYTES)):
+            pieces.append(piece)
+            room -= len(piece)
+    return b"".join(pieces)

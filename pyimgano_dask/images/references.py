@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import InputList
-from pyimgano_dask.urls import file_name, is_url
+from pyimgano_dask.urls import file_name, is_url, join
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class References:
         if self.shared is not None:
             return self.shared
         name = file_name(input_path)
-        return self.nested.get(name) or _join(self.folder, name)
+        return self.nested.get(name) or join(self.folder, name)
 
 
 def find_references(path: str, *, base_dir: str) -> References:
@@ -57,10 +57,3 @@ def _not_unique(path: str, one: str, other: str) -> ConfigError:
         f"{path!r} holds two references of the same name, {one!r} and {other!r}; rename or remove one, or name the "
         "folder of one of them"
     )
-
-
-def _join(folder: str, name: str) -> str:
-    if not is_url(folder):
-        return os.path.join(folder, name)
-    inner, chain, outer = folder.partition("::")
-    return f"{inner}{'' if inner.endswith('/') else '/'}{name}{chain}{outer}"

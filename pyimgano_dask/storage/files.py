@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import stat
+import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import BinaryIO
 
 import fsspec
 
 from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.transfers import (
+    faults_are_oserrors,
+    is_object_store,
+    list_folder,
+    open_filesystem,
+    open_remote,
+    open_upload,
+    put_file,
+    tried_again,
+)
 from pyimgano_dask.urls import file_name, is_url
+from pyimgano_dask.urls import join as join
 
 Part = bytes | bytearray | memoryview
 
@@ -24,6 +38,12 @@ TEMP_PREFIX = ".tmp-"
 
 MAX_NAME_BYTES = 240
 """Longest artifact name. File systems allow 255 bytes; the rest is room for suffixes added by other tools."""
+
+COPY_BYTES = 1 << 20
+"""Files are copied, and sinks written, this many bytes at a time."""
+
+# What the kernel says to a copy that it cannot do between two files, such as to one that is opened for appending.
+_NO_KERNEL_COPY = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EBADF, errno.ENOTSOCK)
 
 _NOT_IN_A_NAME = re.compile("[\0/\ud800-\udc7f\udd00-\udfff]")
 
@@ -53,25 +73,78 @@ def local_path(path: str) -> str | None:
 
 
 @contextmanager
-def open_binary(path: str) -> Iterator[IO[bytes]]:
+def open_binary(path: str) -> Iterator[BinaryIO]:
     """Open a local file or URL for reading bytes; closes it at the end of the `with` block.
 
     Raises OSError for what is no regular file, such as a pipe, which might never end.
     """
     local = local_path(path)
-    if local is not None and not (stat.S_ISREG(mode := os.stat(local).st_mode) or stat.S_ISDIR(mode)):
+    if local is None:
+        with open_remote(path) as remote:
+            yield remote
+        return
+    if not (stat.S_ISREG(mode := os.stat(local).st_mode) or stat.S_ISDIR(mode)):
         raise OSError(f"{path!r} is not a regular file (a pipe, a socket or a device)")
-    with open(local, "rb") if local is not None else fsspec.open(path, "rb") as file:
+    with open(local, "rb") as file:
         yield file
 
 
+def read_file(path: str) -> bytes:
+    """The whole content of a local file or URL; raises FileNotFoundError when it is not there, else OSError."""
+    if local_path(path) is None:
+        filesystem, remote = open_filesystem(path)
+        return tried_again(lambda: bytes(filesystem.cat_file(remote)))
+    with open_binary(path) as file:
+        return file.read()
+
+
 def is_file(path: str) -> bool:
-    """Whether there is a file at a local path or URL."""
+    """Whether there is a file at a local path or URL. Raises OSError when a URL cannot be asked."""
     local = local_path(path)
     if local is not None:
         return os.path.isfile(local)
-    filesystem, remote = fsspec.core.url_to_fs(path)
-    return bool(filesystem.isfile(remote))
+    filesystem, remote = open_filesystem(path)
+    try:
+        return bool(tried_again(lambda: filesystem.info(remote))["type"] == "file")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def list_names(folder: str) -> list[str]:
+    """Names of the files directly in a folder, sorted, as they are now; none when the folder is not there."""
+    local = local_path(folder)
+    try:
+        if local is not None:
+            with os.scandir(local) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
+        filesystem, remote = open_filesystem(folder)
+        found = tried_again(lambda: list_folder(filesystem, remote))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(file_name(entry["name"]) for entry in found if entry["type"] == "file")
+
+
+def remove_file(path: str) -> None:
+    """Remove a file; fine when it is not there."""
+    local = local_path(path)
+    with suppress(FileNotFoundError):
+        if local is not None:
+            os.unlink(local)
+        else:
+            filesystem, remote = open_filesystem(path)
+            tried_again(lambda: filesystem.rm_file(remote))
+
+
+def remove_folder_if_empty(path: str) -> None:
+    """Remove a folder when nothing is in it, else leave it; object stores have no folders to remove."""
+    local = local_path(path)
+    with suppress(OSError):
+        if local is not None:
+            os.rmdir(local)
+            return
+        filesystem, remote = open_filesystem(path)
+        if not is_object_store(filesystem):
+            filesystem.rmdir(remote)
 
 
 def write_atomic(path: str, *parts: Part) -> None:
@@ -86,27 +159,100 @@ def write_atomic(path: str, *parts: Part) -> None:
     """
     local = local_path(path)
     if local is None:
-        filesystem, remote = fsspec.core.url_to_fs(path)
-        filesystem.pipe_file(remote, b"".join(parts))
+        filesystem, remote = open_filesystem(path)
+        data = b"".join(parts)
+        tried_again(lambda: filesystem.pipe_file(remote, data))
         return
-    temp = _temp_name(os.path.dirname(local))
-    with ExitStack() as on_failure:
-        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        on_failure.callback(_remove_if_there, temp)
-        with open(descriptor, "wb") as file:
-            file.writelines(parts)
-        os.replace(temp, local)
-        on_failure.pop_all()
+    with _replacing(local, buffering=io.DEFAULT_BUFFER_SIZE) as file:
+        file.writelines(parts)
+
+
+@contextmanager
+def open_sink(path: str) -> Iterator[BinaryIO]:
+    """Open a local path or URL for writing what appears whole, and only when the block ends well.
+
+    The content goes out as it is written: to a temporary file beside a local path, in parts of an upload to an object
+    store, and to a temporary file of this machine where a URL is no object store's. When the block or the end of the
+    upload raises, `path` keeps what it had. Parents are created.
+
+    Raises OSError when it cannot be written.
+    """
+    local = local_path(path)
+    if local is not None:
+        os.makedirs(os.path.dirname(os.path.abspath(local)), exist_ok=True)
+        with _replacing(local, buffering=COPY_BYTES) as file:
+            yield file
+        return
+    filesystem, remote = open_filesystem(path)
+    if is_object_store(filesystem):
+        with open_upload(filesystem, remote) as file:
+            yield file
+        return
+    make_folder(path.rpartition("/")[0])
+    with tempfile.TemporaryFile() as spool:
+        yield spool
+        tried_again(lambda: put_file(spool, filesystem, remote))
+
+
+def copy_into(path: str, sink: BinaryIO) -> int:
+    """Append the content of a local file or URL to an open sink; returns its number of bytes.
+
+    Short files go through the buffer of the sink, so that many of them cost few writes; long ones from file to file
+    in the kernel where both are open files of this machine. Raises OSError when it cannot be read or written.
+    """
+    local = local_path(path)
+    if local is None:
+        with open_remote(path) as remote:
+            return sum(_write_all(sink, data) for data in iter(lambda: remote.read(COPY_BYTES), b""))
+    descriptor = os.open(local, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        n_bytes = 0
+        while data := os.read(descriptor, COPY_BYTES):
+            n_bytes += _write_all(sink, data)
+            if len(data) == COPY_BYTES:
+                n_bytes += _copy_rest(descriptor, sink)
+        return n_bytes
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(sink: BinaryIO, data: bytes) -> int:
+    """Write all of `data`, also to a sink without a buffer, which may take less at a time."""
+    written = sink.write(data)
+    while written < len(data):
+        written += sink.write(data[written:])
+    return written
+
+
+def _copy_rest(descriptor: int, sink: BinaryIO) -> int:
+    """Copy from where an open file stands, in the kernel as far as that is possible; returns the bytes copied so."""
+    try:
+        target = sink.fileno()
+    except (OSError, AttributeError):
+        return 0
+    sink.flush()
+    n_bytes = 0
+    try:
+        while n_copied := os.sendfile(target, descriptor, None, 1 << 30):
+            n_bytes += n_copied
+    except OSError as error:
+        if error.errno not in _NO_KERNEL_COPY:
+            raise
+    return n_bytes
 
 
 def make_folder(path: str) -> None:
-    """Create a folder and its parents; fine when it exists."""
+    """Create a folder and its parents; fine when it exists.
+
+    In an object store folders come with their files, and nothing is created, so that a misspelt bucket stays an error.
+    """
     local = local_path(path)
     if local is not None:
         os.makedirs(local, exist_ok=True)
-    else:
-        filesystem, remote = fsspec.core.url_to_fs(path)
-        filesystem.makedirs(remote, exist_ok=True)
+        return
+    filesystem, remote = open_filesystem(path)
+    if not is_object_store(filesystem):
+        tried_again(lambda: filesystem.makedirs(remote, exist_ok=True))
 
 
 def check_writable(path: str) -> None:
@@ -149,6 +295,19 @@ def _size_in_bytes(name: str) -> int:
     return len(name.encode("utf-8", "surrogateescape"))
 
 
+@contextmanager
+def _replacing(path: str, buffering: int) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place when the block ends well, and is removed when it does not."""
+    temp = _temp_name(os.path.dirname(path))
+    with ExitStack() as on_failure:
+        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        on_failure.callback(_remove_if_there, temp)
+        with open(descriptor, "wb", buffering) as file:
+            yield file
+        os.replace(temp, path)
+        on_failure.pop_all()
+
+
 def _temp_name(folder: str) -> str:
     return os.path.join(folder, f"{TEMP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
 
@@ -181,10 +340,16 @@ def _exists(path: str) -> bool:
 
 
 def _probe_remote(path: str) -> None:
-    filesystem: Any
-    filesystem, remote = fsspec.core.url_to_fs(path)
-    if filesystem.isfile(remote):
-        raise ConfigError(f"cannot write to the folder {path!r}: it is a file. Name a folder.")
+    """Tried once: whoever waits for a command to begin should not wait for a server that does not answer."""
+    filesystem, remote = open_filesystem(path)
     probe = f"{remote.rstrip('/')}/{os.path.basename(_temp_name(''))}"
-    filesystem.pipe_file(probe, b"")
-    filesystem.rm_file(probe)
+    with faults_are_oserrors():
+        try:
+            is_a_file = filesystem.info(remote)["type"] == "file"
+        except FileNotFoundError:
+            is_a_file = False
+        if not is_a_file:
+            filesystem.pipe_file(probe, b"")
+            filesystem.rm_file(probe)
+    if is_a_file:
+        raise ConfigError(f"cannot write to the folder {path!r}: it is a file. Name a folder.")
