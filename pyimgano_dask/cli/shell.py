@@ -41,8 +41,8 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
         for line in str(error).splitlines():
             print(f"{prog}: error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(": ".join([prog, "interrupted", *map(str, interruption.args)]), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of standard output has left; nothing more can be said there, not even at exit.

@@ -18,12 +18,13 @@ WORKER_TIMEOUT_S = 60
 
 
 @contextmanager
-def connect(name: str, workers: int) -> Iterator[Client]:
+def connect(name: str, workers: int, *, allowed_failures: int = 0) -> Iterator[Client]:
     """A client of the cluster with this name, closed at the end of the block.
 
     `name` is `local-cluster` (`workers` single-threaded processes are started, and end with the block), an address or
-    the path of a scheduler file. Raises ConfigError when no scheduler answers there, RunError when it has no workers
-    or those of a local cluster do not start.
+    the path of a scheduler file. `allowed_failures` is how many worker deaths a task on a local cluster survives; other
+    schedulers have settings of their own. Raises ConfigError when no scheduler answers there, RunError when it has no
+    workers or those of a local cluster do not start.
     """
     from distributed import Client, LocalCluster
     from distributed.comm.addressing import get_address_host_port
@@ -36,7 +37,7 @@ def connect(name: str, workers: int) -> Iterator[Client]:
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
+                scheduler_kwargs={"dashboard": False, "allowed_failures": allowed_failures},
                 silence_logs=logging.CRITICAL,
             )
         except RuntimeError as error:

@@ -18,11 +18,11 @@ from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
-from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME
+from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
 from pyimgano_dask.storage.files import check_writable, open_binary, resolve
 from pyimgano_dask.urls import is_url
 
-RUN_FILES = (MANIFEST_NAME, CONFIG_NAME, DETECTOR_NAME)
+RUN_FILES = (MANIFEST_NAME, CONFIG_NAME, DETECTOR_NAME, PLAN_NAME)
 PixelThresholdSource = Literal["explicit", "train_dir", "infer_config"]
 
 
@@ -37,6 +37,14 @@ class Preflight:
     references: References | None
     pixel_threshold_source: PixelThresholdSource | None
     base_dir: str
+
+    @property
+    def lists(self) -> dict[str, tuple[int, str]]:
+        """The lists of images by the flag that names them: how many, and a digest of their paths."""
+        lists = {"--input": (self.inputs.count(), self.inputs.digest())}
+        if self.training is not None:
+            lists["--train-dir"] = (self.training.count(), self.training.digest())
+        return lists
 
     def reader(self, settings: InferSettings, *, with_display: bool = False) -> Reader:
         """How images are read for the detector."""

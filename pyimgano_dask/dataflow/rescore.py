@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import time
@@ -15,7 +16,6 @@ from pydantic import ValidationError
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
 from pyimgano_dask.dataflow.inspection import (
-    PARTS,
     Inspection,
     Progress,
     RunSummary,
@@ -23,10 +23,14 @@ from pyimgano_dask.dataflow.inspection import (
     Thresholds,
     inspect,
     stored_source,
+    take_finished,
 )
+from pyimgano_dask.dataflow.plan import make_plan
 from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed, real_path
+from pyimgano_dask.dataflow.run_folder import PARTS, find_run_folder
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import StoredMap
+from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.errors import ConfigError, Stage
 from pyimgano_dask.images.listing import FileKind, InputList
 from pyimgano_dask.settings.knob import Block
@@ -68,11 +72,16 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
     if settings.stored.maps is not None:
         sources.append(InputFolder("--maps", settings.stored.maps, NPY_MAPS))
     check_outputs(settings, base_dir, sources)
+    plan = make_plan(settings, {"stored maps": (maps.count(), _digest(maps))}, base_dir, package_versions())
+    folder = find_run_folder(settings, base_dir, plan)
+    summary = RunSummary(settings, STORED_MAPS, thresholds=thresholds)
+    if take_finished(folder, settings, base_dir, summary):
+        return summary
     progress = progress or SilentProgress()
     with ExitStack() as stack:
-        flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow.scheduler, flow.workers, maps.count()))
-        summary = RunSummary(settings, STORED_MAPS, scheduler.describe(), thresholds)
+        scheduler = stack.enter_context(open_scheduler(settings.dataflow, maps.count()))
+        stack.enter_context(folder.begun())
+        summary.scheduler = scheduler.describe()
         summary.training_seconds = time.perf_counter() - started
         work = Inspection(
             settings=settings,
@@ -84,9 +93,17 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
             thresholds=thresholds,
             images=None,
         )
-        inspect(work, scheduler, stdout, progress, summary)
+        inspect(work, scheduler, folder, stdout, progress, summary)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _digest(maps: StoredMaps) -> str:
+    """SHA-256 of where the maps lie and what is known of their inputs, in order."""
+    digest = hashlib.sha256()
+    for item in maps:
+        digest.update(repr(item).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _thresholds(rescoring: Rescoring) -> Thresholds:

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,8 @@ from pyimgano_dask.dataflow.faults import faults_are_the_inputs
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
 from pyimgano_dask.detectors.base import Detector, Image, Prediction
-from pyimgano_dask.errors import InputError, RunError, Stage
-from pyimgano_dask.storage.files import is_file, resolve
-from pyimgano_dask.storage.jsonl import iter_records
+from pyimgano_dask.errors import InputError, Stage
+from pyimgano_dask.storage.files import resolve
 from pyimgano_dask.storage.maps import read_npy
 
 STAGES = ("read", "infer", "extract", "write")
@@ -161,6 +160,11 @@ class StoredMap:
         return posixpath.join(folder, _INDEX_IN_NAME.sub("", name, count=1) if _INDEX_IN_NAME.match(name) else name)
 
 
+def path_of(item: str | StoredMap) -> str:
+    """What records call an input of a chunk."""
+    return item if isinstance(item, str) else item.path
+
+
 @dataclass(frozen=True)
 class StoredSource(Source):
     """Maps of an earlier run. Chunks hold `StoredMap` items.
@@ -209,37 +213,3 @@ class StoredSource(Source):
         array = location.get("array") or find_row(path, location["row"], max_pixels=self.max_pixels)
         values = read_row(path, array, location["row"], max_pixels=self.max_pixels)
         return values, {**location, "array": array}
-
-
-@dataclass(frozen=True)
-class SpooledSource(Source):
-    """What the first pass of a run put aside in `spool_dir`: its maps, and a shard of scores for each chunk."""
-
-    spool_dir: str
-    stored: StoredSource
-
-    def outcomes(self, chunk: Chunk[Any], clock: Clock) -> Iterator[Scored | Failed]:
-        items = []
-        scores = scores_path(self.spool_dir, chunk.index)
-        for record in iter_records(scores) if is_file(scores) else ():
-            path, error = record["input"], record.get("error")
-            failure = None if error is None else (error["stage"], error["type"], error["message"])
-            location = {"path": map_path(self.spool_dir, record["index"])}
-            items.append(StoredMap(path, location, image=path, score=record.get("score"), failure=failure))
-        if tuple(item.path for item in items) != chunk.inputs:
-            raise RunError(
-                f"the input list changed during the run, at input {chunk.start} or soon after; "
-                "run again once nothing is added or removed"
-            )
-        for outcome in self.stored.outcomes(Chunk(chunk.index, chunk.start, tuple(items)), clock):
-            yield replace(outcome, location={}) if isinstance(outcome, Scored) else outcome
-
-
-def scores_path(spool_dir: str, chunk_index: int) -> str:
-    """Where the scores of a chunk are put aside."""
-    return posixpath.join(spool_dir, f"scores-{chunk_index:08d}.jsonl")
-
-
-def map_path(spool_dir: str, index: int) -> str:
-    """Where the map of an input is put aside."""
-    return posixpath.join(spool_dir, f"map-{index:08d}.npy")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pyimgano_dask.dataflow.plan import Chunk, chunked
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
-from pyimgano_dask.dataflow.schedulers import Scheduler
+from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.sources import Answer, infer
 from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State

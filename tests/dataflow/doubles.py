@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from pyimgano_dask.dataflow.plan import Chunk
-from pyimgano_dask.dataflow.schedulers import Common, Merge, Result, Scheduler, Task
+from pyimgano_dask.dataflow.scheduler import Common, Loss, Merge, OnLost, OnResult, Result, Scheduler, Task
+from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.detectors.base import Color, Image, Prediction, TrainingFreeDetector
 from pyimgano_dask.settings.knob import Block, knob
+from pyimgano_dask.settings.run import DataflowSettings
 from tests.conftest import wait_until
 
 BIG_SIDE_PX = 200
+
+
+def opened(name: str, workers: int | None = None, n_inputs: int = 1, **flow: Any) -> AbstractContextManager[Scheduler]:
+    """The scheduler that `--scheduler` names; nothing is tried again unless `flow` says so."""
+    return open_scheduler(DataflowSettings(**{"scheduler": name, "workers": workers, "retries": 0, **flow}), n_inputs)
+
+
+def none_is_lost(chunk: Chunk, loss: Loss) -> None:
+    """Takes the chunks that are given up where none may be."""
+    pytest.fail(f"chunk {chunk.index} was given up: {loss.message}")
 
 
 class ShuffledScheduler(Scheduler):
     """Computes chunks in a random order, hands results over in another, and joins neighbours in random groups."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self._random = random.Random(seed)
 
     def run(
-        self, task: Task[Common, Result], chunks: Iterable[Chunk], common: Common, on_result: Callable[[Result], None]
+        self,
+        task: Task[Common, Result],
+        chunks: Iterable[Chunk],
+        common: Common,
+        on_result: OnResult[Result],
+        on_lost: OnLost,
     ) -> None:
         results = self._compute(task, chunks, common)
         for position in self._shuffled(len(results)):

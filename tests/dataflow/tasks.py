@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 
 from pyimgano_dask.dataflow.plan import Chunk, chunked
+from pyimgano_dask.errors import RunError
 from tests.conftest import wait_until
 
 
@@ -50,12 +51,11 @@ def fail_at_three(chunk: Chunk, common: None) -> int:
     return chunk.index
 
 
-def leave_file_and_fail_at_six(chunk: Chunk, folder: str) -> int:
-    """Leaves a file named after the chunk, then raises for chunk 6."""
-    index = leave_file(chunk, folder)
-    if index == 6:
-        raise LookupError("chunk 6 is odd")
-    return index
+def end_the_run_at_three(chunk: Chunk, common: None) -> int:
+    """Raises for chunk 3 what is not the fault of a chunk."""
+    if chunk.index == 3:
+        raise RunError("the disk is full at 3")
+    return chunk.index
 
 
 def die_at_three(chunk: Chunk, common: None) -> int:

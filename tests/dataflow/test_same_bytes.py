@@ -20,7 +20,7 @@ from pyimgano_dask.dataflow.inspection import RunSummary, Thresholds
 from pyimgano_dask.dataflow.merge import OrderedMerge
 from pyimgano_dask.dataflow.plan import chunked
 from pyimgano_dask.dataflow.reading import Reader
-from pyimgano_dask.dataflow.schedulers import Scheduler, open_scheduler
+from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector
@@ -30,7 +30,7 @@ from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.storage.zarr_store import create_store
 from pyimgano_dask.synthesis import InspectionSet
 from tests.conftest import hashes_below, infer_command
-from tests.dataflow.doubles import BIG_SIDE_PX, ShuffledScheduler, WaitsForOthers
+from tests.dataflow.doubles import BIG_SIDE_PX, ShuffledScheduler, WaitsForOthers, none_is_lost, opened
 
 Workplace = Callable[[str], Path]
 
@@ -218,7 +218,7 @@ def inspect_by_pieces(
             arrivals.append(receipt.index)
             merge.add(receipt.index)
 
-        scheduler.run(process_chunk, chunked(inputs, settings.dataflow.chunk_size), job, on_receipt)
+        scheduler.run(process_chunk, chunked(inputs, settings.dataflow.chunk_size), job, on_receipt, none_is_lost)
     return arrivals
 
 
@@ -255,10 +255,10 @@ def test_a_slow_chunk_is_overtaken_and_still_comes_first(
         detector = WaitsForOthers.create(folder=str(place / "parts"), others=others)
         return place, inspect_by_pieces(scheduler, settings, thresholds, detector, place)
 
-    with open_scheduler("sync", None, len(small)) as scheduler:
+    with opened("sync", None, len(small)) as scheduler:
         expected, _ = inspect("in-turn", 0, scheduler)
     there = where(kind, request)
-    with open_scheduler(there["scheduler"], there.get("workers"), len(small)) as scheduler:
+    with opened(there["scheduler"], there.get("workers"), len(small)) as scheduler:
         place, arrivals = inspect("overtaken", 3, scheduler)
     assert arrivals.index(0) >= 2
     assert hashes_below(place / "out") == hashes_below(expected / "out")
