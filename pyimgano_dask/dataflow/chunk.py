@@ -12,6 +12,7 @@ from pyimgano_dask.dataflow.artifacts import ArtifactWriter
 from pyimgano_dask.dataflow.faults import faults_are_the_inputs, shard_faults_end_the_run
 from pyimgano_dask.dataflow.merge import part_path
 from pyimgano_dask.dataflow.plan import Chunk
+from pyimgano_dask.dataflow.profile import Worker, this_worker
 from pyimgano_dask.dataflow.reading import Failed
 from pyimgano_dask.dataflow.sources import Clock, Scored, Source, map_path, scores_path
 from pyimgano_dask.defects import Defects, Waterfall, add_waterfalls, check_map, extract_defects, scale_to_image
@@ -47,7 +48,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What comes back from a chunk: counts, seconds by stage, and the first few errors (index, input, message)."""
+    """What comes back from a chunk.
+
+    Counts, seconds by stage, the first few errors (index, input, message), which process worked on it, and what the
+    user should know about where it ran.
+    """
 
     index: int
     n_inputs: int
@@ -58,6 +63,8 @@ class Receipt:
     waterfall: Waterfall
     seconds: Mapping[str, float]
     errors: tuple[tuple[int, str, str], ...]
+    worker: Worker
+    warnings: tuple[str, ...]
 
 
 def process_chunk(chunk: Chunk[Any], job: Job) -> Receipt:
@@ -99,6 +106,8 @@ def process_chunk(chunk: Chunk[Any], job: Job) -> Receipt:
         waterfall=waterfall,
         seconds=clock.seconds,
         errors=tuple(sorted((item.index, item.path, item.error.message) for item in failures)[:SHOWN_ERRORS]),
+        worker=this_worker(),
+        warnings=job.source.warnings(),
     )
 
 
@@ -169,12 +178,14 @@ class Survey:
 
 @dataclass(frozen=True)
 class Extremes:
-    """What a first pass says of a chunk: the least and greatest value of its maps, and the seconds it took."""
+    """What a first pass says of a chunk: the least and greatest value of its maps, and as receipts what it took."""
 
     n_inputs: int
     low: float
     high: float
     seconds: Mapping[str, float]
+    worker: Worker
+    warnings: tuple[str, ...]
 
 
 def survey_chunk(chunk: Chunk[Any], survey: Survey) -> Extremes:
@@ -201,4 +212,4 @@ def survey_chunk(chunk: Chunk[Any], survey: Survey) -> Extremes:
         with clock.stage("write"), shard_faults_end_the_run():
             lines = [encode_record(records[index]) for index, _ in chunk.rows()]
             write_atomic(scores_path(survey.spool_dir, chunk.index), *lines)
-    return Extremes(len(chunk.inputs), low, high, clock.seconds)
+    return Extremes(len(chunk.inputs), low, high, clock.seconds, this_worker(), survey.source.warnings())

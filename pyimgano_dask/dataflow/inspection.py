@@ -16,9 +16,10 @@ from pyimgano_dask.dataflow.artifacts import is_zarr
 from pyimgano_dask.dataflow.chunk import SHOWN_ERRORS, Extremes, Job, Receipt, Survey, process_chunk, survey_chunk
 from pyimgano_dask.dataflow.merge import OrderedMerge
 from pyimgano_dask.dataflow.plan import chunked
+from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.schedulers import Scheduler
-from pyimgano_dask.dataflow.sources import Source, SpooledSource, StoredSource
+from pyimgano_dask.dataflow.sources import STAGES, Source, SpooledSource, StoredSource
 from pyimgano_dask.defects import Waterfall, add_waterfalls
 from pyimgano_dask.errors import RunError
 from pyimgano_dask.settings.run import InferSettings
@@ -67,8 +68,8 @@ class RunSummary:
     """What a run did.
 
     `source` names the detector, or says that the maps were stored. `waterfall` is what each control dropped, summed
-    over all inputs, with `--explain-defects`. `stage_seconds` are summed over all workers; `seconds` and
-    `training_seconds` are wall time. `errors` are the first few in the order of the inputs (index, input, message).
+    over all inputs, with `--explain-defects`. `seconds` and `training_seconds` are wall time, `profile` says where time
+    and memory went. `errors` are the first few in the order of the inputs (index, input, message).
     """
 
     settings: InferSettings = field(repr=False)
@@ -83,7 +84,7 @@ class RunSummary:
     waterfall: Waterfall = ()
     seconds: float = 0.0
     training_seconds: float = 0.0
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+    profile: Profile = field(default_factory=Profile, repr=False)
     errors: list[tuple[int, str, str]] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
     base_dir: str = field(default_factory=os.getcwd)
@@ -93,6 +94,11 @@ class RunSummary:
     def exit_code(self) -> int:
         """0 when every input is done, 3 when some have an error record."""
         return 3 if self.n_errors else 0
+
+    @property
+    def stage_seconds(self) -> Mapping[str, float]:
+        """Seconds of each stage of a chunk, summed over all workers."""
+        return {stage: self.profile.seconds[stage] for stage in STAGES}
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The records, read one by one from `save_jsonl` or from the temporary file that stands for it."""
@@ -110,12 +116,12 @@ class RunSummary:
         self.n_defective += receipt.n_defective
         self.n_regions += receipt.n_regions
         self.waterfall = add_waterfalls(self.waterfall, receipt.waterfall)
-        self._add_seconds(receipt.seconds)
+        self._add_work(receipt)
         self.errors = sorted([*self.errors, *receipt.errors])[:SHOWN_ERRORS]
 
-    def _add_seconds(self, seconds: Mapping[str, float]) -> None:
-        for stage, spent in seconds.items():
-            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + spent
+    def _add_work(self, done: Receipt | Extremes) -> None:
+        self.profile.add_chunk(done.seconds, done.worker)
+        self.warnings += tuple(warning for warning in done.warnings if warning not in self.warnings)
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,8 @@ def inspect(work: Inspection, scheduler: Scheduler, stdout: BinaryIO, progress: 
 
         def on_receipt(receipt: Receipt) -> None:
             summary._add(receipt)
-            merge.add(receipt.index)
+            with summary.profile.stage("merge"):
+                merge.add(receipt.index)
             progress.advance(receipt.n_inputs)
 
         scheduler.run(process_chunk, chunked(work.inputs, settings.dataflow.chunk_size), job, on_receipt)
@@ -200,7 +207,7 @@ def _survey(
     def on_extremes(extremes: Extremes) -> None:
         lows.append(extremes.low)
         highs.append(extremes.high)
-        summary._add_seconds(extremes.seconds)
+        summary._add_work(extremes)
         progress.advance(extremes.n_inputs)
 
     chunks = chunked(work.inputs, work.settings.dataflow.chunk_size)

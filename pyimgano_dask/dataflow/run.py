@@ -20,11 +20,13 @@ from pyimgano_dask.dataflow.inspection import (
     stored_source,
 )
 from pyimgano_dask.dataflow.preflight import Preflight, check
+from pyimgano_dask.dataflow.profile import Profile, finish
 from pyimgano_dask.dataflow.schedulers import Scheduler, open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
 from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import encode_detector
+from pyimgano_dask.settings.commands import INFER
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
@@ -46,14 +48,20 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     """
     started = time.perf_counter()
     base_dir = os.getcwd()
-    preflight = check(resolved, base_dir)
+    profile = Profile()
+    preflight = check(resolved, base_dir, profile)
     settings = resolved.settings
     progress = progress or SilentProgress()
     with ExitStack() as stack:
         flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow.scheduler, flow.workers, preflight.n_inputs))
-        detector, thresholds, warnings = _train(preflight, settings, scheduler, progress)
-        summary = RunSummary(settings, detector.name, scheduler.describe(), thresholds, warnings=warnings)
+        scheduler = stack.enter_context(
+            open_scheduler(flow.scheduler, flow.workers, preflight.n_inputs, threads_per_task=flow.threads_per_task)
+        )
+        profile.n_workers = scheduler.n_workers
+        detector, thresholds, warnings = _train(preflight, settings, scheduler, progress, profile)
+        summary = RunSummary(
+            settings, detector.name, scheduler.describe(), thresholds, profile=profile, warnings=warnings
+        )
         summary.training_seconds = time.perf_counter() - started
         draws_at_once = settings.output.save_overlays is not None and settings.output.overlay_scale != "run"
         work = Inspection(
@@ -62,19 +70,19 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             inputs_dir=base_dir,
             inputs=preflight.inputs,
             n_inputs=preflight.n_inputs,
-            source=DetectorSource(preflight.reader(settings, with_display=draws_at_once), detector),
+            source=DetectorSource(preflight.reader(settings, with_display=draws_at_once), detector, amp=flow.amp),
             thresholds=thresholds,
             images=stored_source(settings, base_dir),
         )
         inspect(work, scheduler, stdout, progress, summary)
         if flow.run_dir is not None:
             _save_deployable(resolve(flow.run_dir, base_dir), settings, detector, thresholds)
-    summary.seconds = time.perf_counter() - started
+    finish(summary, started, INFER.name)
     return summary
 
 
 def _train(
-    preflight: Preflight, settings: InferSettings, scheduler: Scheduler, progress: Progress
+    preflight: Preflight, settings: InferSettings, scheduler: Scheduler, progress: Progress, profile: Profile
 ) -> tuple[Detector[Any], Thresholds, tuple[str, ...]]:
     """Fit the detector where it is not fitted yet, and settle both thresholds."""
     detector = preflight.detector
@@ -86,16 +94,19 @@ def _train(
         images = TrainingImages(preflight.training, reader, settings.dataflow.chunk_size)
         if not detector.is_fitted:
             progress.phase("fitting")
-            detector = fit_detector(scheduler, detector, images)
+            with profile.stage("fit"):
+                detector = fit_detector(scheduler, detector, images)
         progress.phase("calibrating")
         wants_pixels = preflight.pixel_threshold_source == "train_dir"
-        calibration = calibrate(
-            scheduler,
-            detector,
-            images,
-            pixel_quantile=defects.pixel_normal_quantile if wants_pixels else None,
-            roi_xyxy_norm=defects.roi_xyxy_norm,
-        )
+        with profile.stage("calibrate"):
+            calibration = calibrate(
+                scheduler,
+                detector,
+                images,
+                pixel_quantile=defects.pixel_normal_quantile if wants_pixels else None,
+                roi_xyxy_norm=defects.roi_xyxy_norm,
+                amp=settings.dataflow.amp,
+            )
         warnings = calibration.warnings
         q = settings.training.calibration_quantile
         if q is None:
@@ -104,7 +115,10 @@ def _train(
             score_quantile(calibration.scores, q), score_threshold_provenance(calibration.scores, q, "train_dir")
         )
         if wants_pixels and calibration.pixels is not None:
-            value = pixel_quantile(scheduler, calibration, detector, images, defects.roi_xyxy_norm)
+            with profile.stage("calibrate"):
+                value = pixel_quantile(
+                    scheduler, calibration, detector, images, defects.roi_xyxy_norm, amp=settings.dataflow.amp
+                )
             provenance = calibrated_pixel_provenance(
                 defects.pixel_normal_quantile,
                 map_count=len(calibration.scores),

@@ -24,7 +24,7 @@ import dask.bag
 from dask.callbacks import Callback
 from dask.system import CPU_COUNT
 
-from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_limited
+from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_as_before
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.errors import ConfigError, RunError
 
@@ -67,6 +67,11 @@ class Scheduler(ABC):
     def describe(self) -> str:
         """What it is and how many workers it has, in a few words."""
 
+    @property
+    @abstractmethod
+    def n_workers(self) -> int:
+        """How many tasks it can work on at a time."""
+
 
 class _Named:
     """Dask sees a name where a value is meant, not its contents."""
@@ -81,22 +86,19 @@ class _Named:
 class _ByReference(_Named):
     """A value in this process: threads share it."""
 
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-
-class _ByScatter(_Named):
-    """A value scattered over a cluster: each worker keeps one copy for the whole run."""
-
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, threads_per_task: int) -> None:
         super().__init__()
         self._value = value
+        self._threads_per_task = threads_per_task
 
     @property
     def value(self) -> Any:
-        limit_native_threads()
+        limit_native_threads(self._threads_per_task)
         return self._value
+
+
+class _ByScatter(_ByReference):
+    """A value scattered over a cluster: each worker keeps one copy for the whole run."""
 
 
 _common_of_this_process: Any = None
@@ -105,14 +107,18 @@ _common_of_this_process: Any = None
 def _start_worker_process(common: Any) -> None:
     global _common_of_this_process
     _common_of_this_process = common
-    limit_native_threads()
 
 
 class _ByInitializer(_Named):
     """A value that every process of a pool was started with; only its name travels with a task."""
 
+    def __init__(self, threads_per_task: int) -> None:
+        super().__init__()
+        self._threads_per_task = threads_per_task
+
     @property
     def value(self) -> Any:
+        limit_native_threads(self._threads_per_task)
         return _common_of_this_process
 
 
@@ -146,9 +152,10 @@ class _EarlyResults(Callback):
 class LocalScheduler(Scheduler):
     """Dask's own schedulers `sync`, `threads` and `processes`: one bag of chunks after the other."""
 
-    def __init__(self, kind: str, workers: int) -> None:
+    def __init__(self, kind: str, workers: int, threads_per_task: int) -> None:
         self._kind = kind
         self._workers = workers
+        self._threads_per_task = threads_per_task
 
     def run(
         self,
@@ -177,21 +184,25 @@ class LocalScheduler(Scheduler):
     def describe(self) -> str:
         return self._kind if self._kind == "sync" else f"{self._kind} × {self._workers}"
 
+    @property
+    def n_workers(self) -> int:
+        return 1 if self._kind == "sync" else self._workers
+
     @contextmanager
     def _place(self, common: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         if self._kind == "sync":
-            with native_threads_limited():
-                yield _ByReference(common), {"scheduler": "sync"}
+            with native_threads_as_before():
+                yield _ByReference(common, self._threads_per_task), {"scheduler": "sync"}
             return
         if self._kind == "threads":
             # A pool of its own, so that no task is still writing when a run that failed is cleaned up.
-            with native_threads_limited(), ThreadPoolExecutor(self._workers) as threads:
-                yield _ByReference(common), {"scheduler": "threads", "pool": threads}
+            with native_threads_as_before(), ThreadPoolExecutor(self._workers) as threads:
+                yield _ByReference(common, self._threads_per_task), {"scheduler": "threads", "pool": threads}
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self._workers, context, _start_worker_process, (common,)) as pool:
             try:
-                yield _ByInitializer(), {"scheduler": "processes", "pool": pool}
+                yield _ByInitializer(self._threads_per_task), {"scheduler": "processes", "pool": pool}
             except BrokenProcessPool:
                 raise RunError(
                     "a worker process died before its chunk was done (killed, or out of memory); "
@@ -202,8 +213,9 @@ class LocalScheduler(Scheduler):
 class ClusterScheduler(Scheduler):
     """A distributed cluster: futures in a bounded window."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, threads_per_task: int) -> None:
         self._client = client
+        self._threads_per_task = threads_per_task
 
     def run(
         self,
@@ -217,7 +229,7 @@ class ClusterScheduler(Scheduler):
         source = iter(chunks)
         with _cluster_faults_in_words():
             shared = self._scatter(common)
-            window = max(SMALLEST_WINDOW, WINDOW_PER_THREAD * self._n_threads())
+            window = max(SMALLEST_WINDOW, WINDOW_PER_THREAD * self.n_workers)
             pending = as_completed(
                 self._submit(task, source, shared, window),
                 loop=self._client.loop,
@@ -239,7 +251,11 @@ class ClusterScheduler(Scheduler):
         return merge(partials)
 
     def describe(self) -> str:
-        return f"cluster {self._client.scheduler.address}, {self._n_threads()} worker threads"
+        return f"cluster {self._client.scheduler.address}, {self.n_workers} worker threads"
+
+    @property
+    def n_workers(self) -> int:
+        return sum(self._client.nthreads().values())
 
     def _submit(self, task: Task[Any, Any], source: Iterator[Chunk[Any]], shared: Any, count: int) -> list[Any]:
         chunks = list(islice(source, count))
@@ -247,10 +263,7 @@ class ClusterScheduler(Scheduler):
         return futures
 
     def _scatter(self, common: Any) -> Any:
-        return self._client.scatter(_ByScatter(common), broadcast=True, hash=False)
-
-    def _n_threads(self) -> int:
-        return sum(self._client.nthreads().values())
+        return self._client.scatter(_ByScatter(common, self._threads_per_task), broadcast=True, hash=False)
 
 
 @contextmanager
@@ -302,20 +315,21 @@ def _reduction(chunks: Sequence[Chunk[Any]], task: Task[Any, Any], shared: Any, 
 
 
 @contextmanager
-def open_scheduler(name: str, workers: int | None, n_inputs: int) -> Iterator[Scheduler]:
+def open_scheduler(name: str, workers: int | None, n_inputs: int, *, threads_per_task: int = 1) -> Iterator[Scheduler]:
     """The scheduler of this name, ready for work and shut down at the end of the block.
 
-    `name` is what `--scheduler` takes; `auto` decides by the number of inputs and cores. Raises ConfigError when a
-    cluster cannot be reached, RunError when it has no workers.
+    `name` is what `--scheduler` takes; `auto` decides by the number of inputs and cores. `workers` None is as many as
+    the cores can feed with `threads_per_task` native threads each. Raises ConfigError when a cluster cannot be
+    reached, RunError when it has no workers.
     """
-    count = workers or CPU_COUNT
+    count = workers or max(1, CPU_COUNT // threads_per_task)
     if name == "auto":
         name = "threads" if n_inputs <= SHORT_LIST or count <= MANY_CORES else "local-cluster"
     if name in ("threads", "sync", "processes"):
-        yield LocalScheduler(name, count)
+        yield LocalScheduler(name, count, threads_per_task)
     else:
         with _connect(name, count) as client:
-            yield ClusterScheduler(client)
+            yield ClusterScheduler(client, threads_per_task)
 
 
 @contextmanager

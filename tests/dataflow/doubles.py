@@ -42,6 +42,10 @@ class ShuffledScheduler(Scheduler):
     def describe(self) -> str:
         return "shuffled"
 
+    @property
+    def n_workers(self) -> int:
+        return 1
+
     def _compute(self, task: Task[Common, Result], chunks: Iterable[Chunk], common: Common) -> Sequence[Result]:
         planned = list(chunks)
         results = {position: task(planned[position], common) for position in self._shuffled(len(planned))}

@@ -1,0 +1,74 @@
+"""`--profile`: where the time and the memory of a run went, for a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pyimgano_dask.dataflow.inspection import RunSummary
+
+BAR_WIDTH = 24
+MEBIBYTE = 1 << 20
+
+
+def print_profile(summary: RunSummary, console: Console) -> None:
+    """Seconds by stage, then wall time, workers and memory."""
+    profile = summary.profile
+    n_images = max(1, summary.n_inputs)
+    table = Table(
+        title="where the time went (read to write: summed over the workers)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_footer=True,
+    )
+    total = sum(profile.seconds.values())
+    table.add_column("stage", footer="total")
+    for title, footer in (
+        ("seconds", f"{total:,.3f}"),
+        ("ms an image", f"{1000 * total / n_images:,.3f}"),
+        ("share", ""),
+    ):
+        table.add_column(title, footer, justify="right", no_wrap=True)
+    table.add_column("", width=BAR_WIDTH)
+    for stage, spent in profile.seconds.items():
+        row = [stage.replace("_", " ")]
+        if spent:
+            row += [f"{spent:,.3f}", f"{1000 * spent / n_images:,.3f}", f"{100 * profile.share(stage):.1f} %"]
+            table.add_row(*row, Bar(1.0, 0, profile.share(stage), width=BAR_WIDTH, color="cyan"))
+        else:
+            table.add_row(*row, "·", "·", "·", "", style="dim")
+    console.print(table)
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    facts.add_row("wall time", f"{summary.seconds:,.2f} s, {summary.n_inputs / summary.seconds:,.1f} images a second")
+    facts.add_row("workers", _workers(summary))
+    facts.add_row("peak memory", _memory(summary))
+    console.print(facts)
+
+
+def _workers(summary: RunSummary) -> str:
+    profile, per_task = summary.profile, summary.settings.dataflow.threads_per_task
+    n_processes = len(profile.workers)
+    native = f", {per_task} native threads a task" if per_task > 1 else ""
+    return f"{profile.n_workers} ({_count(n_processes, 'process', 'processes')} worked on chunks{native})"
+
+
+def _memory(summary: RunSummary) -> str:
+    profile = summary.profile
+    words = f"{profile.client_peak_bytes / MEBIBYTE:,.0f} MiB in this process"
+    if profile.largest_worker is None:
+        return words
+    name, peak = profile.largest_worker
+    return f"{words}, {peak / MEBIBYTE:,.0f} MiB in the largest worker ({name})"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
