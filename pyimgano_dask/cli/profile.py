@@ -11,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from pyimgano_dask.dataflow.inspection import RunSummary
+    from pyimgano_dask.dataflow.profile import Worker
 
 BAR_WIDTH = 24
 MEBIBYTE = 1 << 20
@@ -55,20 +56,20 @@ def print_profile(summary: RunSummary, console: Console) -> None:
 
 
 def _workers(summary: RunSummary) -> str:
-    profile, per_task = summary.profile, summary.settings.dataflow.threads_per_task
-    n_processes = len(profile.workers)
+    n_processes, per_task = len(summary.profile.workers), summary.settings.dataflow.threads_per_task
     native = f", {per_task} native threads a task" if per_task > 1 else ""
-    return f"{profile.n_workers} ({_count(n_processes, 'process', 'processes')} worked on chunks{native})"
+    return f"{summary.profile.n_workers} at a time, in {n_processes} process{'es' * (n_processes != 1)}{native}"
 
 
 def _memory(summary: RunSummary) -> str:
-    profile = summary.profile
-    words = f"{profile.client_peak_bytes / MEBIBYTE:,.0f} MiB in this process"
-    if profile.largest_worker is None:
-        return words
-    name, peak = profile.largest_worker
-    return f"{words}, {peak / MEBIBYTE:,.0f} MiB in the largest worker ({name})"
+    client, largest = summary.profile.client, summary.profile.largest_worker
+    words = []
+    if client is not None:
+        words.append(f"{_mebibytes(client)} in the process that leads the run")
+    if largest is not None and (client is None or largest.name != client.name):
+        words.append(f"{_mebibytes(largest)} in the largest worker ({largest.name})")
+    return ", ".join(words)
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+def _mebibytes(worker: Worker) -> str:
+    return f"{worker.peak_memory_bytes / MEBIBYTE:,.0f} MiB"

@@ -50,8 +50,8 @@ class Job:
 class Receipt:
     """What comes back from a chunk.
 
-    Counts, seconds by stage, the first few errors (index, input, message), which process worked on it, and what the
-    user should know about where it ran.
+    Counts, seconds by stage, the first few errors (index, input, message), the processes that worked on it, and what
+    the user should know about these.
     """
 
     index: int
@@ -63,8 +63,8 @@ class Receipt:
     waterfall: Waterfall
     seconds: Mapping[str, float]
     errors: tuple[tuple[int, str, str], ...]
-    worker: Worker
-    warnings: tuple[str, ...]
+    workers: tuple[Worker, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def process_chunk(chunk: Chunk[Any], job: Job) -> Receipt:
@@ -106,7 +106,7 @@ def process_chunk(chunk: Chunk[Any], job: Job) -> Receipt:
         waterfall=waterfall,
         seconds=clock.seconds,
         errors=tuple(sorted((item.index, item.path, item.error.message) for item in failures)[:SHOWN_ERRORS]),
-        worker=this_worker(),
+        workers=(this_worker(),),
         warnings=job.source.warnings(),
     )
 
@@ -184,8 +184,8 @@ class Extremes:
     low: float
     high: float
     seconds: Mapping[str, float]
-    worker: Worker
-    warnings: tuple[str, ...]
+    workers: tuple[Worker, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def survey_chunk(chunk: Chunk[Any], survey: Survey) -> Extremes:
@@ -212,4 +212,4 @@ def survey_chunk(chunk: Chunk[Any], survey: Survey) -> Extremes:
         with clock.stage("write"), shard_faults_end_the_run():
             lines = [encode_record(records[index]) for index, _ in chunk.rows()]
             write_atomic(scores_path(survey.spool_dir, chunk.index), *lines)
-    return Extremes(len(chunk.inputs), low, high, clock.seconds, this_worker(), survey.source.warnings())
+    return Extremes(len(chunk.inputs), low, high, clock.seconds, (this_worker(),), survey.source.warnings())

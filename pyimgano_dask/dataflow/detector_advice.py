@@ -15,7 +15,7 @@ ARGUMENTS = {"contamination": "contamination", "seed": "random_state", "device":
 
 
 def chosen_arguments(model: ModelSettings, detector_type: type[Detector[Any]]) -> dict[str, Any]:
-    """Arguments of a detector that settings of their own were given for, by name; those it does not have are left out."""
+    """The arguments of a detector that settings of their own were given for, by name, without those it lacks."""
     given = {argument: getattr(model, setting) for setting, argument in ARGUMENTS.items()}
     known = detector_type.arguments_type.model_fields
     return {argument: value for argument, value in given.items() if value is not None and argument in known}

@@ -120,7 +120,7 @@ class RunSummary:
         self.errors = sorted([*self.errors, *receipt.errors])[:SHOWN_ERRORS]
 
     def _add_work(self, done: Receipt | Extremes) -> None:
-        self.profile.add_chunk(done.seconds, done.worker)
+        self.profile.add_chunk(done.seconds, done.workers)
         self.warnings += tuple(warning for warning in done.warnings if warning not in self.warnings)
 
 

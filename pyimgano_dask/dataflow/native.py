@@ -29,13 +29,14 @@ def limit_native_threads(count: int) -> None:
     state = (count, len(sys.modules))
     if _of_the_process == state and getattr(_of_this_thread, "state", None) == state:
         return
+    torch = _loaded_torch()
+    if torch is not None and _torch_default is None:
+        _torch_default = torch.get_num_threads()
     cv2.setNumThreads(count)
     threadpool_limits(count)
     with threadpool_limits():
-        pass  # At the end of a block threadpoolctl lets the next thread set OpenBLAS, which is one's privilege else.
-    if (torch := _loaded_torch()) is not None:
-        if _torch_default is None:
-            _torch_default = torch.get_num_threads()
+        pass  # threadpoolctl reserves OpenBLAS for the first thread that sets it, until that thread leaves a block.
+    if torch is not None:
         torch.set_num_threads(count)
     _of_the_process = _of_this_thread.state = state
 

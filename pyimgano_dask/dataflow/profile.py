@@ -9,7 +9,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -53,12 +53,13 @@ class WorkerUse:
 class Profile:
     """What a run took: seconds by stage, and the processes that worked on its chunks, by name.
 
-    `seconds` of loading, fitting, calibrating and merging are wall time of the process that leads the run; those of
-    the other stages are summed over all workers. `n_workers` is how many chunks could be worked on at a time.
+    `seconds` of loading, fitting, calibrating and merging are wall time of the client, the process that leads the run;
+    those of the other stages are summed over all workers. `n_workers` is how many chunks could be worked on at a time,
+    `client` is None until the run has ended.
     """
 
     n_workers: int = 0
-    client_peak_bytes: int = 0
+    client: Worker | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(RUN_STAGES, 0.0))
     workers: dict[str, WorkerUse] = field(default_factory=dict)
 
@@ -71,23 +72,24 @@ class Profile:
         finally:
             self.seconds[name] += time.perf_counter() - start
 
-    def add_chunk(self, seconds: Mapping[str, float], worker: Worker) -> None:
-        """Count what a worker says of one chunk."""
+    def add_chunk(self, seconds: Mapping[str, float], workers: Sequence[Worker]) -> None:
+        """Count what a chunk took, and who worked on it: each process once."""
         for stage, spent in seconds.items():
             self.seconds[stage] += spent
-        use = self.workers.setdefault(worker.name, WorkerUse())
-        use.chunks += 1
-        use.peak_memory_bytes = max(use.peak_memory_bytes, worker.peak_memory_bytes)
+        for name, worker in {worker.name: worker for worker in workers}.items():
+            use = self.workers.setdefault(name, WorkerUse())
+            use.chunks += 1
+            use.peak_memory_bytes = max(use.peak_memory_bytes, worker.peak_memory_bytes)
 
     def share(self, stage: str) -> float:
         """Part of all counted seconds that a stage took, 0 to 1."""
         return self.seconds[stage] / (sum(self.seconds.values()) or 1.0)
 
     @property
-    def largest_worker(self) -> tuple[str, int] | None:
-        """Name and peak memory in bytes of the process that held the most; None before any chunk."""
-        uses = self.workers.items()
-        return max(((name, use.peak_memory_bytes) for name, use in uses), key=lambda item: item[1], default=None)
+    def largest_worker(self) -> Worker | None:
+        """The process that held the most memory; None before any chunk."""
+        workers = (Worker(name, use.peak_memory_bytes) for name, use in self.workers.items())
+        return max(workers, key=lambda worker: worker.peak_memory_bytes, default=None)
 
 
 def this_worker() -> Worker:
@@ -116,7 +118,7 @@ def finish(summary: RunSummary, started: float, tool: str) -> None:
     cannot be written.
     """
     summary.seconds = time.perf_counter() - started
-    summary.profile.client_peak_bytes = peak_memory_bytes()
+    summary.profile.client = this_worker()
     name = summary.settings.output.profile_json
     if name is None:
         return
@@ -135,7 +137,6 @@ def profile_of(summary: RunSummary, tool: str) -> dict[str, Any]:
     """The profile of a run that has ended, as JSON-ready data; docs/PROFILING.md has its keys."""
     profile = summary.profile
     seconds = profile.seconds
-    largest = profile.largest_worker
     return {
         "tool": tool,
         "counts": {"inputs": summary.n_inputs, "processed": summary.n_inputs, "errors": summary.n_errors},
@@ -167,8 +168,8 @@ def profile_of(summary: RunSummary, tool: str) -> dict[str, Any]:
             ],
         },
         "peak_memory_bytes": {
-            "client": profile.client_peak_bytes,
-            "largest_worker": None if largest is None else largest[1],
+            "client": profile.client and profile.client.peak_memory_bytes,
+            "largest_worker": profile.largest_worker and profile.largest_worker.peak_memory_bytes,
         },
         "versions": _versions(),
     }

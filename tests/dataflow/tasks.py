@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+from threadpoolctl import threadpool_info
 
 from pyimgano_dask.dataflow.plan import Chunk, chunked
 from tests.conftest import wait_until
@@ -98,3 +100,10 @@ def use_counted(chunk: Chunk, common: CountsArrivals) -> int:
 def longest(processes: Sequence[int]) -> int:
     """A join that needs no value in particular."""
     return max(processes)
+
+
+def native_threads(chunk: Chunk, common: None) -> list[int]:
+    """How many threads OpenCV and each BLAS library use inside a task; torch too where it is loaded."""
+    blas = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    torch = sys.modules.get("torch")
+    return [cv2.getNumThreads(), *blas, *([torch.get_num_threads()] if torch else [])]
