@@ -63,12 +63,9 @@ def _workers(summary: RunSummary) -> str:
 
 def _memory(summary: RunSummary) -> str:
     client, largest = summary.profile.client, summary.profile.largest_worker
-    words = []
-    if client is not None:
-        words.append(f"{_mebibytes(client)} in the process that leads the run")
-    if largest is not None and (client is None or largest.name != client.name):
-        words.append(f"{_mebibytes(largest)} in the largest worker ({largest.name})")
-    return ", ".join(words)
+    if largest is None or largest.name == client.name:
+        return _mebibytes(client)
+    return f"client {_mebibytes(client)}, largest worker {_mebibytes(largest)} ({largest.name})"
 
 
 def _mebibytes(worker: Worker) -> str:

@@ -41,6 +41,25 @@ class Worker:
     peak_memory_bytes: int
 
 
+def this_worker() -> Worker:
+    """The process that asks."""
+    return Worker(f"{socket.gethostname()}:{os.getpid()}", peak_memory_bytes())
+
+
+def peak_memory_bytes(status: Path = PROCESS_STATUS) -> int:
+    """The most memory this process has held at a time: its peak resident set size in bytes.
+
+    Read from `VmHWM` of /proc/self/status (proc(5)). Where there is none, `ru_maxrss` of getrusage(2), which a process
+    inherits from the one that started it, so it may be too large there.
+    """
+    with suppress(OSError):
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
+
+
 @dataclass
 class WorkerUse:
     """What one process did in a run."""
@@ -55,11 +74,11 @@ class Profile:
 
     `seconds` of loading, fitting, calibrating and merging are wall time of the client, the process that leads the run;
     those of the other stages are summed over all workers. `n_workers` is how many chunks could be worked on at a time,
-    `client` is None until the run has ended.
+    `client` is as at the end of the run.
     """
 
     n_workers: int = 0
-    client: Worker | None = None
+    client: Worker = field(default_factory=this_worker)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(RUN_STAGES, 0.0))
     workers: dict[str, WorkerUse] = field(default_factory=dict)
 
@@ -90,25 +109,6 @@ class Profile:
         """The process that held the most memory; None before any chunk."""
         workers = (Worker(name, use.peak_memory_bytes) for name, use in self.workers.items())
         return max(workers, key=lambda worker: worker.peak_memory_bytes, default=None)
-
-
-def this_worker() -> Worker:
-    """The process that asks."""
-    return Worker(f"{socket.gethostname()}:{os.getpid()}", peak_memory_bytes())
-
-
-def peak_memory_bytes(status: Path = PROCESS_STATUS) -> int:
-    """The most memory this process has held at a time: its peak resident set size in bytes.
-
-    Read from `VmHWM` of /proc/self/status (proc(5)). Where there is none, `ru_maxrss` of getrusage(2), which a process
-    inherits from the one that started it, so it may be too large there.
-    """
-    with suppress(OSError):
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def finish(summary: RunSummary, started: float, tool: str) -> None:
@@ -168,7 +168,7 @@ def profile_of(summary: RunSummary, tool: str) -> dict[str, Any]:
             ],
         },
         "peak_memory_bytes": {
-            "client": profile.client and profile.client.peak_memory_bytes,
+            "client": profile.client.peak_memory_bytes,
             "largest_worker": profile.largest_worker and profile.largest_worker.peak_memory_bytes,
         },
         "versions": _versions(),

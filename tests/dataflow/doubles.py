@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -84,3 +85,30 @@ class WaitsForOthers(TrainingFreeDetector[WaitingArguments]):
             )
         maps = tuple(image.astype(np.float32) / np.float32(255) for image in images)
         return Prediction(np.array([image.mean() for image in images], dtype=np.float64), maps)
+
+
+class InferenceModeArguments(Block):
+    """Arguments of `ReportsInferenceMode`."""
+
+    device: str | None = knob(None, "Passed on to nothing.")
+
+
+class ReportsInferenceMode(TrainingFreeDetector[InferenceModeArguments]):
+    """Scores 1 in torch's inference mode, and 0 outside of it or without torch; the map has the score everywhere.
+
+    Not registered: the tests hand it over themselves.
+    """
+
+    name = "reports_inference_mode"
+    summary = "Tells whether torch is in inference mode."
+    tags = ("test",)
+    reference = "None."
+    arguments_type = InferenceModeArguments
+    color: Color = "gray"
+    contamination = None
+
+    def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
+        torch = sys.modules.get("torch")
+        score = float(torch is not None and torch.is_inference_mode_enabled())
+        maps = tuple(np.full(image.shape[:2], score, np.float32) for image in images)
+        return Prediction(np.full(len(images), score), maps)
