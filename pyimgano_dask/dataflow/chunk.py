@@ -9,6 +9,7 @@ from typing import Any
 from pyimgano_dask.dataflow.artifacts import ArtifactWriter
 from pyimgano_dask.dataflow.faults import faults_are_the_inputs, shard_faults_end_the_run
 from pyimgano_dask.dataflow.plan import Chunk
+from pyimgano_dask.dataflow.profile import Worker, this_worker
 from pyimgano_dask.dataflow.reading import Failed
 from pyimgano_dask.dataflow.scheduler import Chain, Loss
 from pyimgano_dask.dataflow.shards import part_path
@@ -42,30 +43,47 @@ class Job:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What comes back from a chunk: its place, what its records say in numbers, and the seconds by stage."""
+    """What comes back from a chunk.
+
+    Its place, what its records say in numbers, the seconds by stage, the processes that worked on it, and what the user
+    should know about these.
+    """
 
     index: int
     tally: Tally
     seconds: Mapping[str, float]
+    workers: tuple[Worker, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Started:
-    """The first half of a chunk: its inputs as they are scored, one by one where the second half follows at once."""
+    """The first half of a chunk: its inputs as they are scored, one by one where the second half follows at once.
+
+    `workers` is the process that has scored them, where another one goes on.
+    """
 
     outcomes: Iterable[Scored | Failed]
     clock: Clock
+    warnings: tuple[str, ...]
+    workers: tuple[Worker, ...] = ()
+
+
+def start(chunk: Chunk[Any], source: Source) -> Started:
+    """Read the inputs of a chunk and infer, as the outcomes are asked for."""
+    clock = Clock()
+    return Started(source.outcomes(chunk, clock), clock, source.warnings())
 
 
 def score_chunk(chunk: Chunk[Any], job: Job) -> Started:
-    """Read the inputs of a chunk and infer, as the outcomes are asked for."""
-    clock = Clock()
-    return Started(job.source.outcomes(chunk, clock), clock)
+    """The first half of `process_chunk`."""
+    return start(chunk, job.source)
 
 
 def pack(started: Started) -> Started:
     """The same with all outcomes in memory, ready to travel to another worker."""
-    return replace(started, outcomes=list(started.outcomes))
+    outcomes = list(started.outcomes)
+    return replace(started, outcomes=outcomes, workers=(this_worker(),))
 
 
 def finish_chunk(chunk: Chunk[Any], started: Started, job: Job) -> Receipt:
@@ -90,7 +108,7 @@ def finish_chunk(chunk: Chunk[Any], started: Started, job: Job) -> Receipt:
             if "error" not in records[index]:
                 _locate(records[index], entry)
         write_shard(part_path(job.parts_dir, chunk.index), in_order)
-    return Receipt(chunk.index, tally(in_order), clock.seconds)
+    return Receipt(chunk.index, tally(in_order), clock.seconds, (*started.workers, this_worker()), started.warnings)
 
 
 process_chunk: Chain[Job, Receipt] = Chain(score_chunk, finish_chunk, pack)

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
 
-from pyimgano_dask.dataflow.native import limit_native_threads
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.dataflow.scheduler import (
     Chain,
     Common,
     Fault,
     Merge,
-    Named,
     OnLost,
     OnResult,
     Patience,
     Result,
     Scheduler,
+    Shared,
     Task,
     attempt,
     died,
     reduction_of,
     slabs,
-    times,
 )
 from pyimgano_dask.errors import ConfigError, RunError
 
@@ -39,45 +36,28 @@ WINDOW_PER_THREAD = 4
 POLL_S = 0.002
 LOOK_EVERY_S = 2.0
 WORKER_TIMEOUT_S = 60.0
-MOST_LOSSES_IN_A_ROW = 8
 
 
-class _ByScatter(Named):
-    """A value scattered over a cluster: each worker keeps one copy for the whole run."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self._value = value
-
-    @property
-    def value(self) -> Any:
-        limit_native_threads()
-        return self._value
-
-
-def _attempt(chunk: Chunk[Any], shared: _ByScatter, task: Task[Any, Any]) -> Any:
+def _attempt(chunk: Chunk[Any], shared: Shared, task: Task[Any, Any]) -> Any:
     return attempt(task, chunk, shared.value)
 
 
-def _attempt_start(chunk: Chunk[Any], shared: _ByScatter, chain: Chain[Any, Any]) -> Any:
+def _attempt_start(chunk: Chunk[Any], shared: Shared, chain: Chain[Any, Any]) -> Any:
     return attempt(lambda chunk, common: chain.pack(chain.start(chunk, common)), chunk, shared.value)
 
 
-def _attempt_finish(chunk: Chunk[Any], started: Any, shared: _ByScatter, chain: Chain[Any, Any]) -> Any:
+def _attempt_finish(chunk: Chunk[Any], started: Any, shared: Shared, chain: Chain[Any, Any]) -> Any:
     if isinstance(started, Fault):
         return started
     return attempt(lambda chunk, common: chain.finish(chunk, started, common), chunk, shared.value)
 
 
-def _call(chunk: Chunk[Any], shared: _ByScatter, task: Task[Any, Any]) -> Any:
+def _call(chunk: Chunk[Any], shared: Shared, task: Task[Any, Any]) -> Any:
     return task(chunk, shared.value)
 
 
-@dataclass(frozen=True)
 class _Died:
-    """Stands for the result of a chunk that was on so many dying workers that the scheduler gave it up."""
-
-    n_workers: int
+    """Stands for the result of a chunk that was on more dying workers than the scheduler puts up with."""
 
 
 class _Lost:
@@ -91,8 +71,10 @@ class ClusterScheduler(Scheduler):
     half to the others. Raises ConfigError when there is no such worker.
     """
 
-    def __init__(self, client: Any, retries: int = 0, gpu_resource: str | None = None) -> None:
-        super().__init__(retries)
+    def __init__(
+        self, client: Any, retries: int = 0, threads_per_task: int = 1, gpu_resource: str | None = None
+    ) -> None:
+        super().__init__(retries, threads_per_task)
         self._workers = _Workers(client, gpu_resource)
 
     def run(
@@ -104,46 +86,44 @@ class ClusterScheduler(Scheduler):
         on_lost: OnLost,
     ) -> None:
         suspects: list[Chunk[Any]] = []
-
-        def suspect(chunk: Chunk[Any], _: _Died) -> None:
-            suspects.append(chunk)
-
-        def convict(chunk: Chunk[Any], end: _Died) -> None:
-            on_lost(chunk, died(chunk, f"{times(2 * end.n_workers)}, at last alone,"))
-
         with _cluster_faults_in_words():
-            flight = _Flight(self._workers, task, common, self.retries, on_result, on_lost)
-            flight.run(_Queue(chunks), suspect)
+            shared = Shared(common, self.threads_per_task)
+            flight = _Flight(self._workers, task, shared, self.retries, on_result, on_lost)
+            flight.run(_Queue(chunks), suspects.append)
             # All chunks that waited on a dying worker count as its killers; each is tried with no other chunk about.
             for chunk in suspects:
-                flight.run(_Queue([chunk]), convict)
+                flight.run(_Queue([chunk]), lambda chunk: on_lost(chunk, died(chunk)))
 
     def reduce(
         self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk[Any]], common: Common
     ) -> Result:
         call = partial(_call, task=task)
         with _cluster_faults_in_words():
-            share = _Share(self._workers, common)
+            share = _Share(self._workers, Shared(common, self.threads_per_task))
             return merge([self._join(slab, call, merge, share) for slab in slabs(chunks)])
 
     def describe(self) -> str:
-        return f"cluster {self._workers.client.scheduler.address}, {self._workers.n_threads} worker threads"
+        return f"cluster {self._workers.client.scheduler.address}, {self.n_workers} worker threads"
+
+    @property
+    def n_workers(self) -> int:
+        return self._workers.n_threads
 
     def _join(self, slab: Sequence[Chunk[Any]], call: Any, merge: Merge[Result], share: _Share) -> Result:
-        while True:
-            item = reduction_of(slab, call, share.value, merge)
+        for _ in range(self.retries + 1):
+            item = reduction_of(slab, call, share.get(), merge)
             future = self._workers.client.compute(item, resources=self._workers.gpu_demand)
             ((_, outcome),) = self._workers.wait(self._workers.watched([future]))
-            if isinstance(outcome, _Lost):
-                share.renew()
-            elif isinstance(outcome, _Died):
-                raise RunError(
-                    "a chunk of training images killed every worker it ran on (out of memory, most often); run again "
-                    "with a smaller --batch-size or more memory a worker"
-                )
-            else:
+            if isinstance(outcome, _Died):
+                break
+            if not isinstance(outcome, _Lost):
                 joined: Result = outcome
                 return joined
+            share.is_lost = True
+        raise RunError(
+            "a chunk of training images killed every worker it ran on (out of memory, most often); run again with a "
+            "smaller --batch-size or more memory a worker"
+        )
 
 
 class _Workers:
@@ -222,30 +202,26 @@ class _Workers:
 class _Share:
     """What all chunks need, on the workers; put there again when the last worker that held it is gone."""
 
-    def __init__(self, workers: _Workers, common: Any) -> None:
+    def __init__(self, workers: _Workers, shared: Shared) -> None:
         self._workers = workers
-        self._common = common
-        self._losses_in_a_row = 0
-        self.value = self._scatter()
+        self._shared = shared
+        self._future: Any = None
+        self.is_lost = True
 
-    def was_used(self) -> None:
-        """A chunk has got it."""
-        self._losses_in_a_row = 0
-
-    def renew(self) -> None:
-        """Put it there again. Raises RunError when it is lost each time, or nobody is left."""
-        self._losses_in_a_row += 1
+    def get(self) -> Any:
+        """The future of it. Raises RunError when the scheduler is gone, or no worker is there in time."""
+        if not self.is_lost:
+            return self._future
         client = self._workers.client
-        if client.status != "running" or self._losses_in_a_row > MOST_LOSSES_IN_A_ROW:
+        if client.status != "running":
             raise RunError("the cluster was lost during the run; see that its scheduler is up, and run again")
         try:
             client.wait_for_workers(1, timeout=WORKER_TIMEOUT_S)
         except TimeoutError:
             raise RunError(f"the cluster has had no workers for {WORKER_TIMEOUT_S:.0f} s; start some") from None
-        self.value = self._scatter()
-
-    def _scatter(self) -> Any:
-        return self._workers.client.scatter(_ByScatter(self._common), broadcast=True, hash=False)
+        self._future = client.scatter(self._shared, broadcast=True, hash=False)
+        self.is_lost = False
+        return self._future
 
 
 class _Queue:
@@ -272,19 +248,21 @@ class _Flight:
         self,
         workers: _Workers,
         task: Task[Any, Any],
-        common: Any,
+        shared: Shared,
         retries: int,
         on_result: OnResult[Any],
         on_lost: OnLost,
     ) -> None:
         self._workers = workers
         self._task = task
-        self._share = _Share(workers, common)
+        self._share = _Share(workers, shared)
+        self._retries = retries
+        self._losses: Counter[int] = Counter()
         self._patience = Patience(retries)
         self._on_result = on_result
         self._on_lost = on_lost
 
-    def run(self, queue: _Queue, on_died: Callable[[Chunk[Any], _Died], None]) -> None:
+    def run(self, queue: _Queue, on_died: Callable[[Chunk[Any]], None]) -> None:
         """Do every chunk of the queue; `on_died` gets those whose workers died."""
         under_way: dict[Any, Chunk[Any]] = {}
         watched = self._workers.watched([])
@@ -299,20 +277,18 @@ class _Flight:
             outcomes = [(under_way.pop(future.key), outcome) for future, outcome in self._workers.wait(watched)]
             for chunk, outcome in outcomes:
                 self._settle(chunk, outcome, queue, on_died)
-            if any(isinstance(outcome, _Lost) for _, outcome in outcomes):
-                self._share.renew()
 
-    def _settle(
-        self, chunk: Chunk[Any], outcome: Any, queue: _Queue, on_died: Callable[[Chunk[Any], _Died], None]
-    ) -> None:
+    def _settle(self, chunk: Chunk[Any], outcome: Any, queue: _Queue, on_died: Callable[[Chunk[Any]], None]) -> None:
         if isinstance(outcome, _Lost):
-            queue.put_back(chunk)
-            return
-        if isinstance(outcome, _Died):
-            on_died(chunk, outcome)
-            return
-        self._share.was_used()
-        if not isinstance(outcome, Fault):
+            self._share.is_lost = True
+            self._losses[chunk.index] += 1
+            if self._losses[chunk.index] <= self._retries:
+                queue.put_back(chunk)
+                return
+        self._losses.pop(chunk.index, None)
+        if isinstance(outcome, _Lost | _Died):
+            on_died(chunk)
+        elif not isinstance(outcome, Fault):
             self._on_result(outcome)
         elif loss := self._patience.loss(chunk, outcome):
             self._on_lost(chunk, loss)
@@ -320,7 +296,7 @@ class _Flight:
             queue.put_back(chunk)
 
     def _submit(self, chunks: Sequence[Chunk[Any]]) -> list[Any]:
-        client, shared = self._workers.client, self._share.value
+        client, shared = self._workers.client, self._share.get()
         futures: list[Any]
         if self._workers.gpu_resource is None or not isinstance(self._task, Chain):
             futures = client.map(
@@ -363,7 +339,7 @@ def _outcome(future: Any, result: Any) -> Any:
     if future.status != "error":
         return result
     if isinstance(result[1], KilledWorker):
-        return _Died(result[1].allowed_failures + 1)
+        return _Died()
     raise result[1].with_traceback(result[2])
 
 

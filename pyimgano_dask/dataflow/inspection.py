@@ -13,10 +13,11 @@ from pyimgano_dask.dataflow.artifacts import is_zarr
 from pyimgano_dask.dataflow.chunk import Job, Receipt, give_up_chunk, process_chunk, read_receipt
 from pyimgano_dask.dataflow.merge import OrderedMerge
 from pyimgano_dask.dataflow.plan import Chunk, chunked
+from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run_folder import RunFolder
 from pyimgano_dask.dataflow.scheduler import Loss, Scheduler
-from pyimgano_dask.dataflow.sources import Source, StoredSource
+from pyimgano_dask.dataflow.sources import STAGES, Source, StoredSource
 from pyimgano_dask.dataflow.survey import (
     Extremes,
     SpooledSource,
@@ -73,8 +74,8 @@ class RunSummary:
     """What a run did.
 
     `source` names the detector, or says that the maps were stored. `tally` counts over all records, `n_resumed` how
-    many inputs an earlier session had done. `stage_seconds` are summed over all workers; `seconds` and
-    `training_seconds` are wall time.
+    many inputs an earlier session had done. `seconds` and `training_seconds` are wall time, `profile` says where time
+    and memory went.
     """
 
     settings: InferSettings = field(repr=False)
@@ -85,7 +86,7 @@ class RunSummary:
     n_resumed: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+    profile: Profile = field(default_factory=Profile, repr=False)
     warnings: tuple[str, ...] = ()
     base_dir: str = field(default_factory=os.getcwd)
     unsaved_records: BinaryIO | None = None
@@ -130,6 +131,11 @@ class RunSummary:
         """0 when every input is done, 3 when some have an error record."""
         return 3 if self.n_errors else 0
 
+    @property
+    def stage_seconds(self) -> Mapping[str, float]:
+        """Seconds of each stage of a chunk, summed over all workers."""
+        return {stage: self.profile.seconds[stage] for stage in STAGES}
+
     def records(self) -> Iterator[dict[str, Any]]:
         """The records, read one by one from `save_jsonl` or from the temporary file that stands for it."""
         if self.settings.output.save_jsonl is not None:
@@ -141,11 +147,11 @@ class RunSummary:
 
     def _add(self, receipt: Receipt) -> None:
         self.tally += receipt.tally
-        self._add_seconds(receipt.seconds)
+        self._add_work(receipt)
 
-    def _add_seconds(self, seconds: Mapping[str, float]) -> None:
-        for stage, spent in seconds.items():
-            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + spent
+    def _add_work(self, done: Receipt | Extremes) -> None:
+        self.profile.add_chunk(done.seconds, done.workers)
+        self.warnings += tuple(warning for warning in done.warnings if warning not in self.warnings)
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,8 @@ def inspect(
 
         def on_receipt(receipt: Receipt) -> None:
             summary._add(receipt)
-            merge.add(receipt.index)
+            with summary.profile.stage("merge"):
+                merge.add(receipt.index)
             progress.advance(receipt.tally.n_inputs)
             _stop_at_too_many_errors(settings.dataflow.max_errors, summary.tally)
 
@@ -301,7 +308,7 @@ def _survey(
     def on_extremes(extremes: Extremes) -> None:
         lows.append(extremes.low)
         highs.append(extremes.high)
-        summary._add_seconds(extremes.seconds)
+        summary._add_work(extremes)
         progress.advance(extremes.n_inputs)
 
     survey = Survey(work.source, spool_dir)

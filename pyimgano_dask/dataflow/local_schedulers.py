@@ -13,7 +13,7 @@ from typing import Any
 import dask.bag
 from dask.callbacks import Callback
 
-from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_limited
+from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_as_before
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.dataflow.scheduler import (
     Common,
@@ -25,6 +25,7 @@ from pyimgano_dask.dataflow.scheduler import (
     Patience,
     Result,
     Scheduler,
+    Shared,
     Task,
     attempt,
     bag_of,
@@ -41,22 +42,18 @@ _common_of_this_process: Any = None
 def _start_worker_process(common: Any) -> None:
     global _common_of_this_process
     _common_of_this_process = common
-    limit_native_threads()
-
-
-class _ByReference(Named):
-    """A value in this process: threads share it."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
 
 
 class _ByInitializer(Named):
     """A value that every process of a pool was started with; only its name travels with a task."""
 
+    def __init__(self, threads_per_task: int) -> None:
+        super().__init__()
+        self._threads_per_task = threads_per_task
+
     @property
     def value(self) -> Any:
+        limit_native_threads(self._threads_per_task)
         return _common_of_this_process
 
 
@@ -106,8 +103,8 @@ class _Crew:
 class _Processes(_Crew):
     """A pool of spawned processes, replaced as a whole when one of them dies."""
 
-    def __init__(self, common: Any, workers: int) -> None:
-        super().__init__(_ByInitializer(), {"scheduler": "processes"})
+    def __init__(self, common: Any, workers: int, threads_per_task: int) -> None:
+        super().__init__(_ByInitializer(threads_per_task), {"scheduler": "processes"})
         self._common = common
         self._workers = workers
         self._pool = self._start(workers)
@@ -132,8 +129,8 @@ class _Processes(_Crew):
 class LocalScheduler(Scheduler):
     """`sync`, `threads` or `processes`, with so many workers."""
 
-    def __init__(self, kind: str, workers: int, retries: int = 0) -> None:
-        super().__init__(retries)
+    def __init__(self, kind: str, workers: int, retries: int = 0, threads_per_task: int = 1) -> None:
+        super().__init__(retries, threads_per_task)
         self._kind = kind
         self._workers = workers
 
@@ -158,6 +155,10 @@ class LocalScheduler(Scheduler):
     def describe(self) -> str:
         return self._kind if self._kind == "sync" else f"{self._kind} × {self._workers}"
 
+    @property
+    def n_workers(self) -> int:
+        return 1 if self._kind == "sync" else self._workers
+
     def _join(self, slab: Sequence[Chunk[Any]], call: Any, merge: Merge[Result], crew: _Crew) -> Result:
         for _ in range(self.retries + 1):
             try:
@@ -174,14 +175,14 @@ class LocalScheduler(Scheduler):
     @contextmanager
     def _crew(self, common: Any) -> Iterator[_Crew]:
         if self._kind == "sync":
-            with native_threads_limited():
-                yield _Crew(_ByReference(common), {"scheduler": "sync"})
+            with native_threads_as_before():
+                yield _Crew(Shared(common, self.threads_per_task), {"scheduler": "sync"})
         elif self._kind == "threads":
             # A pool of its own, so that no task is still writing when a run that failed is cleaned up.
-            with native_threads_limited(), ThreadPoolExecutor(self._workers) as threads:
-                yield _Crew(_ByReference(common), {"scheduler": "threads", "pool": threads})
+            with native_threads_as_before(), ThreadPoolExecutor(self._workers) as threads:
+                yield _Crew(Shared(common, self.threads_per_task), {"scheduler": "threads", "pool": threads})
         else:
-            processes = _Processes(common, self._workers)
+            processes = _Processes(common, self._workers, self.threads_per_task)
             try:
                 yield processes
             finally:
@@ -226,7 +227,7 @@ class _Slab:
                 self._compute([chunk])
             except BrokenProcessPool:
                 del self._left[chunk.index]
-                self._on_lost(chunk, died(chunk, f"{times(deaths + 1)}, at last alone,"))
+                self._on_lost(chunk, died(chunk))
                 self._crew.replace(workers=1)
         self._crew.replace()
 

@@ -13,8 +13,7 @@ from pyimgano_dask.settings.run import InferSettings
 Item = TypeVar("Item", covariant=True)
 
 # Where results go and how the work is scheduled, which changes no byte of them.
-WITHOUT_EFFECT = ("output.save_jsonl",)
-CHUNK_SIZE = "dataflow.batch_size"
+WITHOUT_EFFECT = ("output.save_jsonl", "output.profile", "output.profile_json")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,11 @@ def make_plan(
     those of the packages whose bytes end up in files.
     """
     chunk_size = settings.dataflow.chunk_size
-    facts: dict[str, Any] = {CHUNK_SIZE: chunk_size, "folder it runs in": base_dir}
+    facts: dict[str, Any] = {
+        "dataflow.batch_size": chunk_size,
+        "dataflow.amp": settings.dataflow.amp,
+        "folder it runs in": base_dir,
+    }
     for name, (count, digest) in inputs.items():
         facts |= {f"{name} (number)": count, f"{name} (sha256 of the list)": digest}
     facts |= {f"version of {name}": version for name, version in versions.items()}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
+from pyimgano_dask.dataflow.detector_advice import chosen_arguments
+from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector
@@ -62,7 +64,7 @@ class InputFolder:
     kind: FileKind = IMAGES
 
 
-def check(resolved: Resolved, base_dir: str) -> Preflight:
+def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
     """Check inputs, detector, thresholds and outputs; raises ConfigError."""
     settings = resolved.settings
     if settings.stored != StoredMapSettings():
@@ -73,7 +75,8 @@ def check(resolved: Resolved, base_dir: str) -> Preflight:
     if settings.training.train_dir is not None:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
-    detector = _make_detector(settings, base_dir)
+    with profile.stage("load_model"):
+        detector = _make_detector(settings, base_dir)
     references = _find_references(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
@@ -129,15 +132,7 @@ def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
     if model.name is None:
         raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
     detector_type = find_detector_type(model.name)
-    kwargs = dict(model.model_kwargs)
-    for name, value in (
-        ("contamination", model.contamination),
-        ("random_state", model.seed),
-        ("device", model.device),
-        ("pretrained", model.pretrained),
-    ):
-        if value is not None and name in detector_type.arguments_type.model_fields:
-            kwargs[name] = value
+    kwargs = {**model.model_kwargs, **chosen_arguments(model, detector_type)}
     if model.checkpoint_path is None:
         return detector_type.create(**kwargs)
     path = resolve(model.checkpoint_path, base_dir)
@@ -196,45 +191,59 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
             check_writable(folder)
         except ConfigError as error:
             faults.append(f"{flag}: {error}")
-    faults += _unsafe_jsonl(settings, base_dir, sources)
-    jsonl = settings.output.save_jsonl
-    for flag, name in (("--save-jsonl", jsonl), ("--run-dir", settings.dataflow.run_dir)):
-        if name is not None and is_url(name):
-            faults.append(f"{flag}: {name!r} is a URL; this version writes records and shards to local paths only")
-    if jsonl is not None and not is_url(jsonl):
-        path = resolve(jsonl, base_dir)
-        if os.path.isdir(path):
-            faults.append(f"--save-jsonl: {jsonl!r} is a folder; give the path of a file")
-        elif os.path.exists(path) and not os.path.isfile(path):
-            faults.append(
-                f"--save-jsonl: {jsonl!r} is a pipe or a device; leave the flag out and redirect standard output"
-            )
-        else:
-            try:
-                check_writable(os.path.dirname(path))
-            except ConfigError as error:
-                faults.append(f"--save-jsonl: {error}")
+    for flag, name in output_files(settings):
+        faults += _faults_of_file(flag, name, settings, base_dir, sources)
+    files = {real_path(name, base_dir) for _, name in output_files(settings)}
+    if len(files) < len(list(output_files(settings))):
+        faults.append(f"--profile-json and --save-jsonl are the same file {settings.output.profile_json!r}; take two")
+    run_dir = settings.dataflow.run_dir
+    if run_dir is not None and is_url(run_dir):
+        faults.append(f"--run-dir: {run_dir!r} is a URL; this version writes shards to local paths only")
     if faults:
         raise ConfigError("\n".join(faults))
 
 
-def _unsafe_jsonl(settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]) -> Iterator[str]:
-    """Why the JSONL must not be written where it is asked for: over what is read, or what the run itself leaves."""
-    jsonl, run_dir = settings.output.save_jsonl, settings.dataflow.run_dir
-    if jsonl is None or is_url(jsonl):
+def _faults_of_file(
+    flag: str, name: str, settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]
+) -> Iterator[str]:
+    """Why a file must not be written where it is asked for: over what is read or what the run leaves, or it cannot."""
+    if is_url(name):
+        yield f"{flag}: {name!r} is a URL; this version writes it to local paths only"
         return
-    path = real_path(jsonl, base_dir)
+    real = real_path(name, base_dir)
     for source in sources:
         spec = real_path(source.spec, base_dir)
-        is_inside_store = is_zarr(source.spec) and _lies_inside(path, spec)
-        if path == spec or is_inside_store or (source.kind.has_suffix(path) and _lies_inside(path, spec)):
-            yield f"--save-jsonl: {jsonl!r} lies in what {source.flag} reads; name another file"
+        is_inside_store = is_zarr(source.spec) and _lies_inside(real, spec)
+        if real == spec or is_inside_store or (source.kind.has_suffix(real) and _lies_inside(real, spec)):
+            yield f"{flag}: {name!r} lies in what {source.flag} reads; name another file"
+    run_dir = settings.dataflow.run_dir
     if (
         run_dir is not None
         and not is_url(run_dir)
-        and path in {os.path.join(real_path(run_dir, base_dir), name) for name in RUN_FILES}
+        and real in {os.path.join(real_path(run_dir, base_dir), own) for own in RUN_FILES}
     ):
-        yield f"--save-jsonl: the run itself writes {jsonl!r} into its folder; name another file"
+        yield f"{flag}: the run itself writes {name!r} into its folder; name another file"
+    path = resolve(name, base_dir)
+    if os.path.isdir(path):
+        yield f"{flag}: {name!r} is a folder; give the path of a file"
+    elif os.path.exists(path) and not os.path.isfile(path):
+        instead = "leave the flag out and redirect standard output" if flag == "--save-jsonl" else "name a file"
+        yield f"{flag}: {name!r} is a pipe or a device; {instead}"
+    else:
+        try:
+            check_writable(os.path.dirname(path))
+        except ConfigError as error:
+            yield f"{flag}: {error}"
+
+
+def output_files(settings: InferSettings) -> Iterator[tuple[str, str]]:
+    """(flag, path) of every output file that is set."""
+    for flag, name in (
+        ("--save-jsonl", settings.output.save_jsonl),
+        ("--profile-json", settings.output.profile_json),
+    ):
+        if name is not None:
+            yield flag, name
 
 
 def _output_folders(settings: InferSettings) -> Iterator[tuple[str, str, str]]:

@@ -26,13 +26,15 @@ from pyimgano_dask.dataflow.inspection import (
     take_finished,
 )
 from pyimgano_dask.dataflow.plan import make_plan
-from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed, real_path
+from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed, output_files, real_path
+from pyimgano_dask.dataflow.profile import finish
 from pyimgano_dask.dataflow.run_folder import PARTS, find_run_folder
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import StoredMap
 from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.errors import ConfigError, Stage
 from pyimgano_dask.images.listing import FileKind, InputList
+from pyimgano_dask.settings.commands import RESCORE
 from pyimgano_dask.settings.knob import Block
 from pyimgano_dask.settings.rescoring import Rescoring
 from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest
@@ -82,6 +84,7 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
         scheduler = stack.enter_context(open_scheduler(settings.dataflow, maps.count()))
         stack.enter_context(folder.begun())
         summary.scheduler = scheduler.describe()
+        summary.profile.n_workers = scheduler.n_workers
         summary.training_seconds = time.perf_counter() - started
         work = Inspection(
             settings=settings,
@@ -94,7 +97,7 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
             images=None,
         )
         inspect(work, scheduler, folder, stdout, progress, summary)
-    summary.seconds = time.perf_counter() - started
+    finish(summary, started, RESCORE.name)
     return summary
 
 
@@ -128,15 +131,15 @@ def _check_nothing_is_overwritten(rescoring: Rescoring, maps: StoredMaps, base_d
     run_dir, from_run = settings.dataflow.run_dir, settings.stored.from_run
     if run_dir is not None and from_run is not None and real_path(run_dir, base_dir) == real_path(from_run, base_dir):
         raise ConfigError(f"--run-dir: {run_dir!r} is the run of --from-run, which is read; name another folder")
-    jsonl = settings.output.save_jsonl
-    if run is not None and from_run is not None and jsonl is not None:
+    if run is not None and from_run is not None:
         read = {real_path(os.path.join(from_run, MANIFEST_NAME), base_dir)}
         if run.records is not None:
             read.add(real_path(run.records, run.base_dir))
         parts = real_path(os.path.join(from_run, PARTS), base_dir)
-        target = real_path(jsonl, base_dir)
-        if target in read or os.path.dirname(target) == parts:
-            raise ConfigError(f"--save-jsonl: {jsonl!r} is a file of the run that is read; name another file")
+        for flag, name in output_files(settings):
+            target = real_path(name, base_dir)
+            if target in read or os.path.dirname(target) == parts:
+                raise ConfigError(f"{flag}: {name!r} is a file of the run that is read; name another file")
     overlays = settings.output.save_overlays
     masks = settings.output.save_masks if settings.defects.mask_format in ("npy", "zarr") else None
     if overlays is None and masks is None:

@@ -23,6 +23,7 @@ from pyimgano_dask.dataflow.inspection import (
 )
 from pyimgano_dask.dataflow.plan import make_plan
 from pyimgano_dask.dataflow.preflight import Preflight, check
+from pyimgano_dask.dataflow.profile import Profile, finish
 from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_folder
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
@@ -32,6 +33,7 @@ from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
 from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.commands import INFER
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
@@ -54,18 +56,20 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     """
     started = time.perf_counter()
     base_dir = os.getcwd()
-    preflight = check(resolved, base_dir)
+    profile = Profile()
+    preflight = check(resolved, base_dir, profile)
     settings = resolved.settings
     plan = make_plan(settings, preflight.lists, base_dir, package_versions())
     folder = find_run_folder(settings, base_dir, plan)
-    summary = RunSummary(settings, preflight.detector.name)
+    summary = RunSummary(settings, preflight.detector.name, profile=profile)
     if take_finished(folder, settings, base_dir, summary):
         return summary
     progress = progress or SilentProgress()
     with ExitStack() as stack:
         flow = settings.dataflow
         scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs))
-        detector, thresholds, summary.warnings = _trained(preflight, settings, scheduler, folder, progress)
+        profile.n_workers = scheduler.n_workers
+        detector, thresholds, summary.warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
         stack.enter_context(folder.begun())
         if folder.run_dir is not None and folder.training is None:
@@ -78,22 +82,27 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             inputs_dir=base_dir,
             inputs=preflight.inputs,
             n_inputs=preflight.n_inputs,
-            source=DetectorSource(preflight.reader(settings, with_display=draws_at_once), detector),
+            source=DetectorSource(preflight.reader(settings, with_display=draws_at_once), detector, amp=flow.amp),
             thresholds=thresholds,
             images=stored_source(settings, base_dir),
         )
         inspect(work, scheduler, folder, stdout, progress, summary)
-    summary.seconds = time.perf_counter() - started
+    finish(summary, started, INFER.name)
     return summary
 
 
 def _trained(
-    preflight: Preflight, settings: InferSettings, scheduler: Scheduler, folder: RunFolder, progress: Progress
+    preflight: Preflight,
+    settings: InferSettings,
+    scheduler: Scheduler,
+    folder: RunFolder,
+    progress: Progress,
+    profile: Profile,
 ) -> tuple[Detector[Any], Thresholds, tuple[str, ...]]:
     """The fitted detector, both thresholds, and warnings: from an earlier session of this run, or made now."""
     kept = folder.training
     if kept is None:
-        return _train(preflight, settings, scheduler, progress)
+        return _train(preflight, settings, scheduler, progress, profile)
     thresholds = Thresholds(
         kept.threshold, kept.threshold_provenance, kept.pixel_threshold, kept.pixel_threshold_provenance
     )
@@ -123,7 +132,7 @@ def _keep_training(
 
 
 def _train(
-    preflight: Preflight, settings: InferSettings, scheduler: Scheduler, progress: Progress
+    preflight: Preflight, settings: InferSettings, scheduler: Scheduler, progress: Progress, profile: Profile
 ) -> tuple[Detector[Any], Thresholds, tuple[str, ...]]:
     """Fit the detector where it is not fitted yet, and settle both thresholds."""
     detector = preflight.detector
@@ -135,16 +144,19 @@ def _train(
         images = TrainingImages(preflight.training, reader, settings.dataflow.chunk_size)
         if not detector.is_fitted:
             progress.phase("fitting")
-            detector = fit_detector(scheduler, detector, images)
+            with profile.stage("fit"):
+                detector = fit_detector(scheduler, detector, images)
         progress.phase("calibrating")
         wants_pixels = preflight.pixel_threshold_source == "train_dir"
-        calibration = calibrate(
-            scheduler,
-            detector,
-            images,
-            pixel_quantile=defects.pixel_normal_quantile if wants_pixels else None,
-            roi_xyxy_norm=defects.roi_xyxy_norm,
-        )
+        with profile.stage("calibrate"):
+            calibration = calibrate(
+                scheduler,
+                detector,
+                images,
+                pixel_quantile=defects.pixel_normal_quantile if wants_pixels else None,
+                roi_xyxy_norm=defects.roi_xyxy_norm,
+                amp=settings.dataflow.amp,
+            )
         warnings = calibration.warnings
         q = settings.training.calibration_quantile
         if q is None:
@@ -153,7 +165,10 @@ def _train(
             score_quantile(calibration.scores, q), score_threshold_provenance(calibration.scores, q, "train_dir")
         )
         if wants_pixels and calibration.pixels is not None:
-            value = pixel_quantile(scheduler, calibration, detector, images, defects.roi_xyxy_norm)
+            with profile.stage("calibrate"):
+                value = pixel_quantile(
+                    scheduler, calibration, detector, images, defects.roi_xyxy_norm, amp=settings.dataflow.amp
+                )
             provenance = calibrated_pixel_provenance(
                 defects.pixel_normal_quantile,
                 map_count=len(calibration.scores),

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import dask.bag
 
+from pyimgano_dask.dataflow.native import limit_native_threads
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.errors import ConfigError, RunError
 
@@ -69,10 +70,15 @@ class Chain(Generic[Common, Result]):
 
 
 class Scheduler(ABC):
-    """Computes tasks on chunks. A chunk whose task fails is tried again `retries` times."""
+    """Computes tasks on chunks.
 
-    def __init__(self, retries: int = 0) -> None:
+    A chunk whose task fails is tried again `retries` times; inside a task OpenCV, BLAS and torch use `threads_per_task`
+    threads.
+    """
+
+    def __init__(self, retries: int = 0, threads_per_task: int = 1) -> None:
         self.retries = retries
+        self.threads_per_task = threads_per_task
 
     @abstractmethod
     def run(
@@ -102,6 +108,11 @@ class Scheduler(ABC):
     def describe(self) -> str:
         """What it is and how many workers it has, in a few words."""
 
+    @property
+    @abstractmethod
+    def n_workers(self) -> int:
+        """How many tasks it can work on at a time."""
+
 
 class Named:
     """Dask sees a name where a value is meant, not its contents."""
@@ -111,6 +122,24 @@ class Named:
 
     def __dask_tokenize__(self) -> str:
         return self._name
+
+
+class Shared(Named):
+    """What all chunks need: threads share it, and each worker of a cluster keeps one copy for the whole run.
+
+    A task that takes it uses so many native threads from then on.
+    """
+
+    def __init__(self, value: Any, threads_per_task: int) -> None:
+        super().__init__()
+        self._value = value
+        self._threads_per_task = threads_per_task
+
+    @property
+    def value(self) -> Any:
+        """The value itself."""
+        limit_native_threads(self._threads_per_task)
+        return self._value
 
 
 class Patience:
@@ -141,12 +170,12 @@ def in_words(chunk: Chunk[Any]) -> str:
     return f"the chunk of input {last}" if last == chunk.start else f"the chunk of inputs {chunk.start} to {last}"
 
 
-def died(chunk: Chunk[Any], how_often: str) -> Loss:
+def died(chunk: Chunk[Any]) -> Loss:
     """The loss of a chunk whose worker died each time."""
     return Loss(
         WORKER_DIED,
-        f"the worker died {how_often} while it worked on {in_words(chunk)}: out of memory, or a crash in native code, "
-        "most often; run these inputs alone with a smaller --batch-size or more memory a worker",
+        f"the worker died each time it worked on {in_words(chunk)}, at last with no other chunk about: out of memory, or a "
+        "crash in native code, most often; run these inputs alone with a smaller --batch-size or more memory a worker",
     )
 
 

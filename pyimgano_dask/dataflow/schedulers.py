@@ -20,16 +20,17 @@ MANY_CORES = 4
 def open_scheduler(flow: DataflowSettings, n_inputs: int) -> Iterator[Scheduler]:
     """The scheduler that the settings name, ready for work and shut down at the end of the block.
 
-    `auto` decides by the number of inputs and cores. Raises ConfigError when a cluster cannot be reached or lacks the
-    workers it needs, RunError when it has none.
+    `auto` decides by the number of inputs and cores. Where nothing is said there are as many workers as the cores can
+    feed with the native threads of a task. Raises ConfigError when a cluster cannot be reached or lacks the workers it
+    needs, RunError when it has none.
     """
-    name, count = flow.scheduler, flow.workers or CPU_COUNT
+    name, count = flow.scheduler, flow.workers or max(1, CPU_COUNT // flow.threads_per_task)
     if name == "auto":
         name = "threads" if n_inputs <= SHORT_LIST or count <= MANY_CORES else "local-cluster"
     if name in ("threads", "sync", "processes"):
-        yield LocalScheduler(name, count, flow.retries)
+        yield LocalScheduler(name, count, flow.retries, flow.threads_per_task)
     else:
         from pyimgano_dask.dataflow.cluster_scheduler import ClusterScheduler
 
         with connect(name, count, allowed_failures=flow.retries) as client:
-            yield ClusterScheduler(client, flow.retries, flow.gpu_resource)
+            yield ClusterScheduler(client, flow.retries, flow.threads_per_task, flow.gpu_resource)

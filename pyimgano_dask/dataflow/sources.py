@@ -7,7 +7,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyimgano_dask.dataflow.faults import faults_are_the_inputs
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
+from pyimgano_dask.detectors.amp import device_of, missing_for_amp, mixed_precision
 from pyimgano_dask.detectors.base import Detector, Image, Prediction
 from pyimgano_dask.errors import InputError, Stage
 from pyimgano_dask.storage.files import resolve
@@ -69,13 +70,18 @@ class Source(ABC):
     def outcomes(self, chunk: Chunk[Any], clock: Clock) -> Iterator[Scored | Failed]:
         """The inputs of a chunk, in any order, with their maps or with what went wrong."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about this process, which has worked on a chunk."""
+        return ()
+
 
 @dataclass(frozen=True)
 class DetectorSource(Source):
-    """Images, read and scored. Chunks hold their paths."""
+    """Images, read and scored. Chunks hold their paths; `amp` is that of `infer`."""
 
     reader: Reader
     detector: Detector[Any]
+    amp: bool = False
 
     def outcomes(self, chunk: Chunk[str], clock: Clock) -> Iterator[Scored | Failed]:
         groups = self.reader.groups(chunk.rows())
@@ -87,13 +93,17 @@ class DetectorSource(Source):
             loaded, unread = group
             yield from unread
             with clock.stage("infer"):
-                answers = infer(self.detector, loaded)
+                answers = infer(self.detector, loaded, amp=self.amp)
             for item, answer in zip(loaded, answers, strict=True):
                 if isinstance(answer, InputError):
                     yield Failed(item.index, item.path, answer)
                 else:
                     height, width = item.image.shape[:2]
                     yield Scored(item.index, item.path, item.path, *answer, (height, width), item.display)
+
+    def warnings(self) -> tuple[str, ...]:
+        missing = missing_for_amp(device_of(self.detector)) if self.amp else None
+        return () if missing is None else (f"--amp: {missing}",)
 
 
 def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
@@ -107,20 +117,24 @@ def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
 Answer = tuple[float, NDArray[np.float32]]
 
 
-def infer(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
-    """Scores and maps of a group; when the batch fails, each image on its own, so that only the culprit fails."""
+def infer(detector: Detector[Any], loaded: Sequence[Loaded], *, amp: bool = False) -> list[Answer | InputError]:
+    """Scores and maps of a group; when the batch fails, each image on its own, so that only the culprit fails.
+
+    `amp` asks for torch's inference mode and mixed precision, as far as this process has them.
+    """
     try:
-        return _predict(detector, loaded)
+        return _predict(detector, loaded, amp)
     except InputError as error:
         if len(loaded) == 1:
             return [error]
-        return [answer for item in loaded for answer in infer(detector, [item])]
+        return [answer for item in loaded for answer in infer(detector, [item], amp=amp)]
 
 
-def _predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
+def _predict(detector: Detector[Any], loaded: Sequence[Loaded], amp: bool) -> list[Answer | InputError]:
     if not loaded:
         return []
-    with faults_are_the_inputs("infer", "the detector failed on this image"):
+    torch_mode = mixed_precision(device_of(detector)) if amp else nullcontext()
+    with torch_mode, faults_are_the_inputs("infer", "the detector failed on this image"):
         prediction = predict(detector, loaded)
         pairs = list(zip(prediction.scores.tolist(), prediction.maps, strict=True))
         if len(pairs) != len(loaded) or not all(isinstance(values, np.ndarray) for _, values in pairs):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyimgano_dask.dataflow.chunk import Started, error_record, lost_inputs, pack, write_shard
+from pyimgano_dask.dataflow.chunk import Started, error_record, lost_inputs, pack, start, write_shard
 from pyimgano_dask.dataflow.faults import shard_faults_end_the_run
 from pyimgano_dask.dataflow.plan import Chunk
+from pyimgano_dask.dataflow.profile import Worker, this_worker
 from pyimgano_dask.dataflow.reading import Failed
 from pyimgano_dask.dataflow.scheduler import Chain, Loss
 from pyimgano_dask.dataflow.shards import map_path, scores_path
@@ -35,20 +36,21 @@ class Survey:
 class Extremes:
     """What a first pass says of a chunk.
 
-    `low` and `high` are the least and greatest value of its maps (inf and -inf where it has none), `seconds` the time
-    by stage.
+    `low` and `high` are the least and greatest value of its maps (inf and -inf where it has none); the rest is as in
+    receipts.
     """
 
     n_inputs: int
     low: float
     high: float
-    seconds: dict[str, float]
+    seconds: Mapping[str, float]
+    workers: tuple[Worker, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def score_for_survey(chunk: Chunk[Any], survey: Survey) -> Started:
-    """Read the inputs of a chunk and infer, as the outcomes are asked for."""
-    clock = Clock()
-    return Started(survey.source.outcomes(chunk, clock), clock)
+    """The first half of `survey_chunk`."""
+    return start(chunk, survey.source)
 
 
 def finish_survey(chunk: Chunk[Any], started: Started, survey: Survey) -> Extremes:
@@ -74,7 +76,8 @@ def finish_survey(chunk: Chunk[Any], started: Started, survey: Survey) -> Extrem
     if survey.spool_dir is not None:
         with clock.stage("write"):
             _write_scores(chunk, survey.spool_dir, [records[index] for index, _ in chunk.rows()], low, high)
-    return Extremes(len(chunk.inputs), low, high, clock.seconds)
+    workers = (*started.workers, this_worker())
+    return Extremes(len(chunk.inputs), low, high, clock.seconds, workers, started.warnings)
 
 
 survey_chunk: Chain[Survey, Extremes] = Chain(score_for_survey, finish_survey, pack)

@@ -112,6 +112,12 @@ class OutputSettings(Block):
         "Put every value of the anomaly map into its record (very large). Needs --include-maps.",
         flag="--include-anomaly-map-values",
     )
+    profile: bool = knob(
+        False, "Print the seconds and the memory of each stage to standard error after the run.", flag="--profile"
+    )
+    profile_json: str | None = knob(
+        None, "Write the same as JSON to this file, when the run ends well.", flag="--profile-json", metavar="FILE"
+    )
 
     @property
     def fixed_overlay_scale(self) -> tuple[float, float] | None:
@@ -157,8 +163,8 @@ class StoredMapSettings(Block):
 class DataflowSettings(Block):
     """How the work is cut up and where it runs.
 
-    Of these only `batch_size` changes a byte: it is the shard size of zarr stores, and how many inputs a run loses with
-    a chunk that kills its workers.
+    Of these only `batch_size` changes a byte (it is the shard size of zarr stores, and how many inputs are lost with a
+    chunk that kills its workers), and `amp` where a detector runs on CUDA.
     """
 
     scheduler: str = knob(
@@ -169,10 +175,29 @@ class DataflowSettings(Block):
         metavar="SCHEDULER",
     )
     workers: int | None = knob(
-        None, "Threads or processes to use (default: one a core).", flag="--workers", metavar="N", ge=1
+        None,
+        "Threads or processes to use (default: one a core, or one for every --threads-per-task cores).",
+        flag="--workers",
+        metavar="N",
+        ge=1,
+    )
+    threads_per_task: int = knob(
+        1,
+        "Threads that OpenCV, BLAS and torch use inside a task; for detectors that gain more from them than from "
+        "further workers. Changes no result.",
+        flag="--threads-per-task",
+        metavar="N",
+        ge=1,
+        le=1024,
     )
     batch_size: int = knob(
         0, f"Inputs a task works on; 0 takes {DEFAULT_BATCH_SIZE}.", flag="--batch-size", metavar="N", ge=0, le=10**6
+    )
+    amp: bool = knob(
+        False,
+        "Run detectors in torch's inference mode, and with automatic mixed precision on CUDA; where torch or CUDA is "
+        "missing, warn and go on without.",
+        flag="--amp",
     )
     run_dir: str | None = knob(
         None,
