@@ -28,6 +28,7 @@ from pyimgano_dask.detectors.checkpoint import encode_detector
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
+from pyimgano_dask.settings.tiling import TilingSettings
 from pyimgano_dask.storage.files import resolve, write_atomic
 from pyimgano_dask.thresholds import (
     calibrated_pixel_provenance,
@@ -135,8 +136,12 @@ def _save_deployable(run_dir: str, settings: InferSettings, detector: Detector[A
             "model_kwargs": detector.arguments.model_dump(mode="json"),
             "checkpoint_path": DETECTOR_NAME,
         },
-        "adaptation": {"save_maps": settings.wants_maps},
+        "adaptation": {"save_maps": settings.wants_maps, **_tiling(settings.adaptation.tiling)},
         **stored_settings(settings, thresholds),
     }
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(os.path.join(run_dir, CONFIG_NAME), text.encode())
+
+
+def _tiling(tiling: TilingSettings) -> Mapping[str, Any]:
+    return {} if tiling.tile_size is None else {"tiling": tiling.model_dump(mode="json")}
