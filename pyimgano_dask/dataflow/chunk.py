@@ -79,6 +79,7 @@ def process_chunk(chunk: Chunk[Any], job: Job) -> Receipt:
             else:
                 records[outcome.index] = record
                 waterfall = add_waterfalls(waterfall, defects.waterfall if defects else ())
+                del outcome, defects  # large maps are let go before the next image is read
                 continue
         records[outcome.index] = _error_record(outcome)
         failures.append(outcome)

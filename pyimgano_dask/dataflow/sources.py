@@ -86,15 +86,23 @@ class DetectorSource(Source):
             if group is None:
                 return
             loaded, unread = group
+            del group
             yield from unread
             with clock.stage("infer"):
                 answers = infer(self.detector, loaded)
-            for item, answer in zip(loaded, answers, strict=True):
-                if isinstance(answer, InputError):
-                    yield Failed(item.index, item.path, answer)
-                else:
-                    height, width = item.image.shape[:2]
-                    yield Scored(item.index, item.path, item.path, *answer, (height, width), item.display)
+            # A large image is let go before the defects of its map are looked for, unless it is drawn on.
+            while loaded:
+                yield _outcome(loaded.pop(0), answers.pop(0))
+
+
+Answer = tuple[float, NDArray[np.float32]]
+
+
+def _outcome(item: Loaded, answer: Answer | InputError) -> Scored | Failed:
+    if isinstance(answer, InputError):
+        return Failed(item.index, item.path, answer)
+    height, width = item.image.shape[:2]
+    return Scored(item.index, item.path, item.path, *answer, (height, width), item.display)
 
 
 def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
@@ -103,9 +111,6 @@ def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
     if not detector.needs_reference:
         return detector.predict(images)
     return detector.predict(images, [item.reference for item in loaded if item.reference is not None])
-
-
-Answer = tuple[float, NDArray[np.float32]]
 
 
 def infer(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:

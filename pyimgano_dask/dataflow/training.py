@@ -78,6 +78,7 @@ def _accumulate_chunk(chunk: Chunk[str], common: tuple[Detector[Any], Reader]) -
         failed += unread
         if loaded:
             states.append(detector.accumulate([item.image for item in loaded]))
+        del loaded
     return _FitPartial(detector.merge(states) if states else None, *_faults(failed))
 
 
@@ -186,6 +187,7 @@ def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
         counts.update(crop.size for crop in crops)
         if pixels is not None:
             pixels = pixels.merge(PixelHistogram.of(crops, pixels.q))
+        del loaded, scored, crops  # large images and maps are let go before the next ones are read
     return Calibration(np.array(scores), pixels, frozenset(counts), *_faults(failed))
 
 
@@ -227,6 +229,7 @@ def _refine_chunk(chunk: Chunk[str], task: _CalibrationTask) -> BucketHistogram:
         scored, _ = _predict(task.detector, loaded)
         crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
         fine = fine.merge(BucketHistogram.of(crops, task.buckets))
+        del loaded, scored, crops
     return fine
 
 
