@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
@@ -54,6 +54,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
         flow = settings.dataflow
         scheduler = stack.enter_context(open_scheduler(flow.scheduler, flow.workers, preflight.n_inputs))
         detector, thresholds, warnings = _train(preflight, settings, scheduler, progress)
+        warnings += tuple(_unsuited_to_tiles(detector, settings))
         summary = RunSummary(settings, detector.name, scheduler.describe(), thresholds, warnings=warnings)
         summary.training_seconds = time.perf_counter() - started
         draws_at_once = settings.output.save_overlays is not None and settings.output.overlay_scale != "run"
@@ -119,6 +120,14 @@ def _train(
         value = defects.pixel_threshold
         thresholds = _with_pixel(thresholds, value, fixed_pixel_provenance(value, source))
     return detector, thresholds, warnings
+
+
+def _unsuited_to_tiles(detector: Detector[Any], settings: InferSettings) -> Iterator[str]:
+    if detector.is_position_bound and settings.adaptation.tiling.tile_size is not None:
+        yield (
+            f"{detector.name} compares each tile with a whole normal image, brought to the same size: on tiles its "
+            "scores mean something only where every tile and every normal image show the same thing (docs/TILING.md)"
+        )
 
 
 def _with_pixel(thresholds: Thresholds, value: float, provenance: Mapping[str, Any]) -> Thresholds:

@@ -170,6 +170,10 @@ class TiledDetector(Detector[Any]):
         return self.inner.needs_reference
 
     @property
+    def is_position_bound(self) -> bool:  # type: ignore[override]
+        return self.inner.is_position_bound
+
+    @property
     def color(self) -> Color:
         return self.inner.color
 

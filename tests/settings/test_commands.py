@@ -17,6 +17,11 @@ DETECTORS_ONLY = {
     "--include-maps",
     "--save-maps",
     "--include-anomaly-map-values",
+    "--tile-size",
+    "--tile-stride",
+    "--tile-score-reduce",
+    "--tile-score-topk",
+    "--tile-map-reduce",
 }
 
 
