@@ -1,6 +1,6 @@
 """Measure the memory and the time of one very large image, scored in tiles on the serial scheduler.
 
-    python tests/benchmarks/bench_tiles.py [--side 12000] [--tile-size 512] [--tile-stride 384] [--folder DIR]
+    python tests/benchmarks/bench_tiles.py [--side 12000] [--tile-size 512] [--tile-stride 384] [--overlays]
 
 The images are a colour PNG of side x side pixels with a print of lines, uneven light and noise of 2 levels, and the
 same with 200 dark spots on it, 3 pixels further right. Each line is one `pyimgano-infer` in a process of its own on two
@@ -28,6 +28,10 @@ from numpy.typing import NDArray
 SPOTS = 200
 SHIFT_PX = 3
 BAND_ROWS = 500
+SOURCES = {
+    "vision_reference_diff_map": ("--reference-dir", "good", "--pixel-threshold", "30"),
+    "vision_pixel_mad_map": ("--train-dir", "good"),
+}
 # Runs the command and reports the high-water mark of its own process.
 CHILD = """
 import sys
@@ -88,6 +92,7 @@ def main() -> None:
     parser.add_argument("--tile-map-reduce", default="hann")
     parser.add_argument("--folder", type=Path, help="make the images here and leave them for the next run")
     parser.add_argument("--overlays", action="store_true", help="also draw overlays")
+    parser.add_argument("--models", nargs="+", choices=SOURCES, default=list(SOURCES))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -101,15 +106,12 @@ def main() -> None:
         if arguments.overlays:
             common += ["--save-overlays", "overlays"]
         print(f"{'detector':28} {'colour':6} {'seconds':>8} {'peak MiB':>10} {'regions':>8}")
-        for model, source in (
-            ("vision_reference_diff_map", ["--reference-dir", "good", "--pixel-threshold", "30"]),
-            ("vision_pixel_mad_map", ["--train-dir", "good"]),
-        ):
+        for model in arguments.models:
             for color in ("gray", "rgb"):
                 kwargs = {"color": color}
                 if model == "vision_reference_diff_map":
                     kwargs["registration"] = "translation"
-                flags = ["--model", model, "--model-kwargs", json.dumps(kwargs), *source, *common]
+                flags = ["--model", model, "--model-kwargs", json.dumps(kwargs), *SOURCES[model], *common]
                 print(f"{model:28} {color:6} {measure(folder, flags)}", flush=True)
 
 
