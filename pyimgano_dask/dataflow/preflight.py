@@ -15,6 +15,7 @@ from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector
 from pyimgano_dask.detectors.registry import find_detector_type
+from pyimgano_dask.detectors.tiling import tiled
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
@@ -76,7 +77,7 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
     with profile.stage("load_model"):
-        detector = _make_detector(settings, base_dir)
+        detector = tiled(_make_detector(settings, base_dir), settings.adaptation.tiling)
     references = _find_references(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))

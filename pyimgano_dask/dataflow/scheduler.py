@@ -174,8 +174,9 @@ def died(chunk: Chunk[Any]) -> Loss:
     """The loss of a chunk whose worker died each time."""
     return Loss(
         WORKER_DIED,
-        f"the worker died each time it worked on {in_words(chunk)}, at last with no other chunk about: out of memory, or a "
-        "crash in native code, most often; run these inputs alone with a smaller --batch-size or more memory a worker",
+        f"the worker died each time it worked on {in_words(chunk)}, at last with no other chunk about: out of memory, "
+        "or a crash in native code, most often; run these inputs alone with a smaller --batch-size or more memory a "
+        "worker",
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 from pyimgano_dask.settings.defects import DefectSettings
 from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.model import ModelSettings, TrainingSettings
+from pyimgano_dask.settings.tiling import TilingSettings
 
 DEFAULT_BATCH_SIZE = 32
 OVERLAY_SCALES = ("image", "run")
@@ -36,20 +37,16 @@ class InputSettings(Block):
 
 
 class AdaptationSettings(Block):
-    """What happens to anomaly maps between the detector and the defects."""
+    """How anomaly maps are made of an image, and what happens to them before defects are looked for."""
 
     save_maps: bool = knob(False, "Put the anomaly map's shape (and path) into each record.", flag="--include-maps")
-    tiling: dict[str, Any] | None = knob(None, "Tiled inference; not available in this version.")
+    tiling: TilingSettings = TilingSettings()
     postprocess: dict[str, Any] | None = knob(None, "Map normalisation; not available in this version.")
 
-    @field_validator("tiling")
+    @field_validator("tiling", mode="before")
     @classmethod
-    def _tiling_is_off(cls, tiling: dict[str, Any] | None) -> dict[str, Any] | None:
-        if tiling is not None and tiling.get("tile_size") is not None:
-            raise ValueError(
-                "tiled inference is not available in this version; remove the block or set tile_size to null"
-            )
-        return tiling
+    def _null_is_no_tiling(cls, tiling: object) -> object:
+        return {} if tiling is None else tiling
 
     @field_validator("postprocess")
     @classmethod

@@ -30,7 +30,8 @@ FLAGS_TEXT = """
 --defect-hysteresis-high --defect-open-ksize --defect-close-ksize --defect-fill-holes --defect-min-area
 --defect-min-score-max --defect-min-score-mean --defect-min-fill-ratio --defect-max-aspect-ratio
 --defect-min-solidity --defect-merge-nearby --defect-merge-nearby-max-gap-px --defect-max-regions
---defect-max-regions-sort-by --save-jsonl --scheduler --workers --run-dir --keep-parts --progress
+--defect-max-regions-sort-by --tile-size --tile-stride --tile-score-reduce --tile-score-topk --tile-map-reduce
+--save-jsonl --scheduler --workers --run-dir --keep-parts --progress
 """
 FLAGS = FLAGS_TEXT.split()
 
