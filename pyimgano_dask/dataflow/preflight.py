@@ -19,8 +19,9 @@ from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME
-from pyimgano_dask.storage.files import check_writable, open_binary, resolve
-from pyimgano_dask.urls import is_url
+from pyimgano_dask.storage.files import check_writable, kind_at, local_path, read_file, resolve
+from pyimgano_dask.transfers import ONCE, canonical
+from pyimgano_dask.urls import is_url, join
 
 RUN_FILES = (MANIFEST_NAME, CONFIG_NAME, DETECTOR_NAME)
 PixelThresholdSource = Literal["explicit", "train_dir", "infer_config"]
@@ -132,11 +133,9 @@ def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
             kwargs[name] = value
     if model.checkpoint_path is None:
         return detector_type.create(**kwargs)
-    path = resolve(model.checkpoint_path, base_dir)
     try:
-        with open_binary(path) as file:
-            data = file.read()
-    except OSError as error:
+        data = read_file(resolve(model.checkpoint_path, base_dir), pauses_s=ONCE)
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"--checkpoint-path: {model.checkpoint_path!r} cannot be read: {error}") from None
     detector = decode_detector(data, model.checkpoint_path)
     if detector.name != model.name:
@@ -167,6 +166,7 @@ def _pixel_threshold_source(resolved: Resolved) -> PixelThresholdSource:
 def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]) -> None:
     """Raise ConfigError unless every output can be written, and none would join what is read from `sources`."""
     faults: list[str] = []
+    unwritable = _Unwritable()
     claimed: dict[tuple[str, str], str] = {}
     for flag, path, suffix in _output_folders(settings):
         folder = real_path(path, base_dir)
@@ -184,36 +184,54 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
             for source in sources
             if is_zarr(source.spec) and _lies_inside(folder, real_path(source.spec, base_dir))
         ]
+        faults += unwritable.why(flag, folder)
+    faults += _unsafe_jsonl(settings, base_dir, sources)
+    jsonl = settings.output.save_jsonl
+    if jsonl is not None:
+        path = resolve(jsonl, base_dir)
+        faults += unwritable.why("--save-jsonl", os.path.dirname(path)) or _no_place_for_a_file(jsonl, path)
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+class _Unwritable:
+    """Why folders cannot be written to. A store at a URL that failed is not asked again, because each answer may take
+    long and be the same."""
+
+    def __init__(self) -> None:
+        self._failed: set[str] = set()
+
+    def why(self, flag: str, folder: str) -> list[str]:
+        """The fault of one folder, none when it can be written to, or lies in a store whose fault is told already."""
+        store = "/".join(folder.split("/")[:3]) if is_url(folder) else None
+        if store in self._failed:
+            return []
         try:
             check_writable(folder)
         except ConfigError as error:
-            faults.append(f"{flag}: {error}")
-    faults += _unsafe_jsonl(settings, base_dir, sources)
-    jsonl = settings.output.save_jsonl
-    for flag, name in (("--save-jsonl", jsonl), ("--run-dir", settings.dataflow.run_dir)):
-        if name is not None and is_url(name):
-            faults.append(f"{flag}: {name!r} is a URL; this version writes records and shards to local paths only")
-    if jsonl is not None and not is_url(jsonl):
-        path = resolve(jsonl, base_dir)
-        if os.path.isdir(path):
-            faults.append(f"--save-jsonl: {jsonl!r} is a folder; give the path of a file")
-        elif os.path.exists(path) and not os.path.isfile(path):
-            faults.append(
-                f"--save-jsonl: {jsonl!r} is a pipe or a device; leave the flag out and redirect standard output"
-            )
-        else:
-            try:
-                check_writable(os.path.dirname(path))
-            except ConfigError as error:
-                faults.append(f"--save-jsonl: {error}")
-    if faults:
-        raise ConfigError("\n".join(faults))
+            if store is not None:
+                self._failed.add(store)
+            return [f"{flag}: {error}"]
+        return []
+
+
+def _no_place_for_a_file(jsonl: str, path: str) -> list[str]:
+    """Why the records cannot become a file at this path, in a folder that can be written to."""
+    try:
+        kind = "folder" if path.endswith("/") else kind_at(path, pauses_s=ONCE)
+    except (OSError, ValueError, ImportError) as error:
+        return [f"--save-jsonl: {jsonl!r} cannot be written: {error}"]
+    if kind == "folder":
+        return [f"--save-jsonl: {jsonl!r} is a folder; give the path of a file"]
+    if kind == "other":
+        return [f"--save-jsonl: {jsonl!r} is a pipe or a device; leave the flag out and redirect standard output"]
+    return []
 
 
 def _unsafe_jsonl(settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]) -> Iterator[str]:
     """Why the JSONL must not be written where it is asked for: over what is read, or what the run itself leaves."""
     jsonl, run_dir = settings.output.save_jsonl, settings.dataflow.run_dir
-    if jsonl is None or is_url(jsonl):
+    if jsonl is None:
         return
     path = real_path(jsonl, base_dir)
     for source in sources:
@@ -221,11 +239,7 @@ def _unsafe_jsonl(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
         is_inside_store = is_zarr(source.spec) and _lies_inside(path, spec)
         if path == spec or is_inside_store or (source.kind.has_suffix(path) and _lies_inside(path, spec)):
             yield f"--save-jsonl: {jsonl!r} lies in what {source.flag} reads; name another file"
-    if (
-        run_dir is not None
-        and not is_url(run_dir)
-        and path in {os.path.join(real_path(run_dir, base_dir), name) for name in RUN_FILES}
-    ):
+    if run_dir is not None and path in {join(real_path(run_dir, base_dir), name) for name in RUN_FILES}:
         yield f"--save-jsonl: the run itself writes {jsonl!r} into its folder; name another file"
 
 
@@ -243,10 +257,13 @@ def _output_folders(settings: InferSettings) -> Iterator[tuple[str, str, str]]:
 
 
 def real_path(path: str, base_dir: str) -> str:
-    """The path with its links resolved; URLs as they are."""
+    """The path with its links resolved; a URL as its file system spells it."""
     resolved = resolve(path, base_dir)
-    return resolved if is_url(resolved) else os.path.realpath(resolved)
+    local = local_path(resolved)
+    return canonical(resolved) if local is None else os.path.realpath(local)
 
 
 def _lies_inside(folder: str, input_folder: str) -> bool:
+    if is_url(folder) or is_url(input_folder):
+        return f"{folder}/".startswith(f"{input_folder}/")
     return os.path.isdir(input_folder) and os.path.commonpath([folder, input_folder]) == input_folder

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from glob import escape, glob
 from typing import Any, BinaryIO, Protocol
 
 from pydantic import ValidationError
@@ -32,12 +32,15 @@ from pyimgano_dask.images.listing import FileKind, InputList
 from pyimgano_dask.settings.knob import Block
 from pyimgano_dask.settings.rescoring import Rescoring
 from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest
-from pyimgano_dask.storage.files import is_file, resolve
+from pyimgano_dask.storage.files import is_file, list_names, resolve
 from pyimgano_dask.storage.jsonl import iter_records
 from pyimgano_dask.thresholds import fixed_pixel_provenance
+from pyimgano_dask.urls import join
 
 NPY_MAPS = FileKind("anomaly map", (".npy",))
 STORED_MAPS = "stored maps"
+
+_SHARD = re.compile(r"part-\d+\.jsonl")
 
 
 class StoredMaps(Protocol):
@@ -113,10 +116,10 @@ def _check_nothing_is_overwritten(rescoring: Rescoring, maps: StoredMaps, base_d
         raise ConfigError(f"--run-dir: {run_dir!r} is the run of --from-run, which is read; name another folder")
     jsonl = settings.output.save_jsonl
     if run is not None and from_run is not None and jsonl is not None:
-        read = {real_path(os.path.join(from_run, MANIFEST_NAME), base_dir)}
+        read = {real_path(join(from_run, MANIFEST_NAME), base_dir)}
         if run.records is not None:
             read.add(real_path(run.records, run.base_dir))
-        parts = real_path(os.path.join(from_run, PARTS), base_dir)
+        parts = real_path(join(from_run, PARTS), base_dir)
         target = real_path(jsonl, base_dir)
         if target in read or os.path.dirname(target) == parts:
             raise ConfigError(f"--save-jsonl: {jsonl!r} is a file of the run that is read; name another file")
@@ -179,10 +182,18 @@ class _RunMaps:
 
     @classmethod
     def find(cls, run_dir: str, run: RunManifest) -> _RunMaps:
+        try:
+            return cls._find(run_dir, run)
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(f"--from-run: the records of the run in {run_dir!r} cannot be read: {error}") from None
+
+    @classmethod
+    def _find(cls, run_dir: str, run: RunManifest) -> _RunMaps:
         if run.records is not None:
             records: tuple[str, ...] = (resolve(run.records, run.base_dir),)
         else:
-            records = tuple(sorted(glob(os.path.join(escape(run_dir), PARTS, "part-*.jsonl"))))
+            parts = join(run_dir, PARTS)
+            records = tuple(join(parts, name) for name in list_names(parts) if _SHARD.fullmatch(name))
         if not records or not is_file(records[0]):
             raise ConfigError(
                 f"--from-run: the records of the run in {run_dir!r} are not there "

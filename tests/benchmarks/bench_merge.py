@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_merge.py [--folder DIR] [--runs N] [--sets small large huge]
 
-Three sets of shards: those of a million inputs in batches of 32, and two of fewer and larger ones. Each run writes a new file by
-`cat` and by `copy_into` into `open_sink`, one after the other, and checks that both hold the same bytes. Times are the
-fastest of N runs; the folder decides which disk is measured.
+Three sets of shards: those of a million inputs in batches of 32, and two of fewer and larger ones. Each run writes a
+new file by `cat` and by `copy_into` into `open_sink`, one after the other, and checks that both hold the same bytes.
+Times are the fastest of N runs; the folder decides which disk is measured.
 """
 
 from __future__ import annotations
