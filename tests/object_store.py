@@ -180,8 +180,12 @@ class CutLine(socketserver.ThreadingTCPServer):
         self.lock = threading.Lock()
 
     @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @property
     def env(self) -> Mapping[str, str]:
-        return environment(f"http://127.0.0.1:{self.server_address[1]}")
+        return environment(self.endpoint)
 
 
 @contextmanager
