@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from pyimgano_dask.settings.commands import INFER, RESCORE
 from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.rescoring import resolve_rescoring
-from pyimgano_dask.settings.resolve import Resolved, given_by_keyword, resolve
+from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 
 if TYPE_CHECKING:
     from pyimgano_dask.dataflow.inspection import RunSummary
@@ -33,11 +33,12 @@ def infer(
     Scripts that use the schedulers `processes` or `local-cluster` call this under `if __name__ == "__main__":`,
     because those start new Python processes.
     """
+    from pyimgano_dask.dataflow.detector_advice import detector_advice
     from pyimgano_dask.dataflow.run import run
 
     config = read_infer_config(os.fspath(infer_config), infer_category) if infer_config is not None else None
     resolved = resolve(given_by_keyword(settings, INFER), config)
-    _warn(resolved)
+    _warn(*resolved.warnings, *resolved.advice, *detector_advice(resolved))
     return _with_records(lambda unsaved: run(resolved, unsaved))
 
 
@@ -55,12 +56,12 @@ def rescore(
     if infer_config is not None:
         config = read_infer_config(os.fspath(infer_config), infer_category, with_checkpoint=False)
     rescoring = resolve_rescoring(given_by_keyword(settings, RESCORE), config)
-    _warn(rescoring.resolved)
+    _warn(*rescoring.resolved.warnings, *rescoring.resolved.advice)
     return _with_records(lambda unsaved: rescore(rescoring, unsaved))
 
 
-def _warn(resolved: Resolved) -> None:
-    for warning in (*resolved.warnings, *resolved.advice):
+def _warn(*sentences: str) -> None:
+    for warning in sentences:
         warnings.warn(warning, stacklevel=3)
 
 

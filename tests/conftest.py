@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from distributed import Client
 
 from pyimgano_dask.synthesis import InspectionSet, write_inspection_set
+from tests.cluster import ROOT as ROOT
+from tests.cluster import DaskCluster, start_cluster
+from tests.cluster import wait_until as wait_until
 
 if TYPE_CHECKING:
     from tests.object_store import Bucket, ObjectStore
 
-ROOT = Path(__file__).resolve().parent.parent
 N_TRAIN = 12
 COMMAND_TIMEOUT_S = 120
-CLUSTER_TIMEOUT_S = 60
-
-
-def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float = CLUSTER_TIMEOUT_S) -> None:
-    """Return once `is_so()`; fail the test with `what` when it is not so in time."""
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout_s} s: {what}")
-        time.sleep(0.01)
 
 
 def hashes_below(folder: Path) -> dict[str, str]:
@@ -110,61 +98,6 @@ def run_python(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None)
 def infer_command(*flags: object, cwd: Path) -> Ended:
     """Run `pyimgano-infer` as a process of its own."""
     return run_python("-m", "pyimgano_dask.cli.infer", *map(str, flags), cwd=cwd)
-
-
-@dataclass(frozen=True)
-class DaskCluster:
-    """A running cluster: its address, its scheduler file, and its processes, the scheduler first."""
-
-    address: str
-    scheduler_file: Path
-    processes: Sequence[subprocess.Popen[bytes]]
-
-    def kill_scheduler(self) -> None:
-        """End the scheduler as a power cut would."""
-        self.processes[0].kill()
-        self.processes[0].wait()
-
-
-@contextmanager
-def start_cluster(folder: Path, n_workers: int) -> Iterator[DaskCluster]:
-    """A real `dask scheduler` and single-threaded `dask worker` processes on loopback, working in `folder`."""
-    scheduler_file = folder / "scheduler.json"
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(*arguments: str) -> None:
-        with (folder / f"log-{len(started)}.txt").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *arguments, "--host", "127.0.0.1", "--no-dashboard"],
-                cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        started.append(process)
-
-    def logs() -> str:
-        return "\n".join(path.read_text() for path in sorted(folder.glob("log-*.txt")))
-
-    try:
-        start("scheduler", "--port", "0", "--scheduler-file", str(scheduler_file), "--idle-timeout", "30 minutes")
-        for number in range(n_workers):
-            place = ("--local-directory", str(folder / f"worker-{number}"), "--no-nanny", "--death-timeout", "60")
-            start("worker", "--scheduler-file", str(scheduler_file), "--nworkers", "1", "--nthreads", "1", *place)
-        wait_until(lambda: scheduler_file.exists() or started[0].poll() is not None, "the scheduler writes its file")
-        assert started[0].poll() is None, logs()
-        with Client(scheduler_file=str(scheduler_file), timeout=CLUSTER_TIMEOUT_S, set_as_default=False) as client:
-            client.wait_for_workers(n_workers, timeout=CLUSTER_TIMEOUT_S)
-            address = client.scheduler.address
-        yield DaskCluster(address, scheduler_file, started)
-    finally:
-        # Killed, not asked: a worker that is asked to end waits for its scheduler. Each process leads a group of
-        # its own, so that whatever it started goes with it.
-        for process in started:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 @pytest.fixture(scope="session")

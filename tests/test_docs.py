@@ -93,7 +93,6 @@ def known_flags() -> frozenset[str]:
 
 # What is named because it is not there, and what belongs to other commands.
 NAMED_AS_MISSING = {
-    "README.md": {"--resume", "--retries"},
     "docs/COMPATIBILITY.md": {"--continue-on-error"},
 }
 OF_OTHER_COMMANDS = {"deploy/README.md": {"--now"}}

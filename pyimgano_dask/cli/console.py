@@ -67,6 +67,8 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     table.add_row("inputs", _share(summary.n_inputs - summary.n_errors, summary.n_inputs, "done"))
     if summary.n_errors:
         table.add_row("errors", Text(f"{summary.n_errors} (their records say why)", style="red"))
+    if summary.n_resumed:
+        table.add_row("resumed", _share(summary.n_resumed, summary.n_inputs, "done by an earlier session"))
     thresholds = summary.thresholds
     if thresholds.score is not None:
         table.add_row("anomalous", _share(summary.n_anomalous, summary.n_inputs, f"score ≥ {thresholds.score:.6g}"))

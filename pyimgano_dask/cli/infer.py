@@ -62,11 +62,11 @@ def _work(arguments: dict[str, Any], prog: str) -> int:
     resolved = resolve(explicit_values(arguments, INFER), config)
     print_warnings(prog, resolved.advice)
 
+    from pyimgano_dask.dataflow.detector_advice import detector_advice
     from pyimgano_dask.dataflow.run import run
 
-    return inspected(
-        lambda progress: run(resolved, sys.stdout.buffer, progress), progress=resolved.settings.dataflow.progress
-    )
+    print_warnings(prog, detector_advice(resolved))
+    return inspected(lambda progress: run(resolved, sys.stdout.buffer, progress), resolved.settings)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,7 @@ def _work(arguments: dict[str, Any], prog: str) -> int:
 
     from pyimgano_dask.dataflow.rescore import rescore
 
-    return inspected(
-        lambda progress: rescore(rescoring, sys.stdout.buffer, progress),
-        progress=rescoring.resolved.settings.dataflow.progress,
-    )
+    return inspected(lambda progress: rescore(rescoring, sys.stdout.buffer, progress), rescoring.resolved.settings)
 
 
 if __name__ == "__main__":

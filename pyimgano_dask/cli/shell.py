@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pyimgano_dask.dataflow.inspection import RunSummary
+    from pyimgano_dask.settings.run import InferSettings
 
 INTERRUPTED = 130
 EXIT_CODES = (
@@ -41,8 +42,8 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
         for line in str(error).splitlines():
             print(f"{prog}: error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(": ".join([prog, "interrupted", *map(str, interruption.args)]), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of standard output has left; nothing more can be said there, not even at exit.
@@ -93,16 +94,20 @@ def config_of(arguments: Mapping[str, Any], prog: str, *, with_checkpoint: bool 
     return None
 
 
-def inspected(start: Callable[[Any], RunSummary], *, progress: bool | None) -> int:
-    """Call `start` with a progress bar (None: only on a terminal), print the summary; returns the exit code."""
+def inspected(start: Callable[[Any], RunSummary], settings: InferSettings) -> int:
+    """Call `start` with a progress bar, print the summary and where asked the profile; returns the exit code."""
     from rich.console import Console
 
     from pyimgano_dask.cli.console import print_summary
+    from pyimgano_dask.cli.profile import print_profile
 
     console = Console(stderr=True)
+    progress = settings.dataflow.progress
     with _bar(console, console.is_terminal if progress is None else progress) as bar:
         summary = start(bar)
     print_summary(summary, console)
+    if settings.output.profile:
+        print_profile(summary, console)
     return summary.exit_code
 
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyimgano_dask.dataflow.artifacts import ArtifactWriter
 from pyimgano_dask.dataflow.faults import faults_are_the_inputs, shard_faults_end_the_run
-from pyimgano_dask.dataflow.merge import part_path
 from pyimgano_dask.dataflow.plan import Chunk
+from pyimgano_dask.dataflow.profile import Worker, this_worker
 from pyimgano_dask.dataflow.reading import Failed
-from pyimgano_dask.dataflow.sources import Clock, Scored, Source, map_path, scores_path
-from pyimgano_dask.defects import Defects, Waterfall, add_waterfalls, check_map, extract_defects, scale_to_image
-from pyimgano_dask.errors import InputError
+from pyimgano_dask.dataflow.scheduler import Chain, Loss
+from pyimgano_dask.dataflow.shards import part_path
+from pyimgano_dask.dataflow.sources import Clock, Scored, Source, path_of
+from pyimgano_dask.dataflow.tally import Record, Tally, tally
+from pyimgano_dask.defects import Defects, check_map, extract_defects, scale_to_image
+from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.storage.files import write_atomic
-from pyimgano_dask.storage.jsonl import encode_record
-from pyimgano_dask.storage.maps import encode_npy
-
-SHOWN_ERRORS = 5
-
-Record = dict[str, Any]
+from pyimgano_dask.storage.jsonl import encode_record, iter_records
 
 
 @dataclass(frozen=True)
@@ -47,62 +43,111 @@ class Job:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What comes back from a chunk: counts, seconds by stage, and the first few errors (index, input, message)."""
+    """What comes back from a chunk.
+
+    Its place, what its records say in numbers, the seconds by stage, the processes that worked on it, and what the user
+    should know about these.
+    """
 
     index: int
-    n_inputs: int
-    n_errors: int
-    n_anomalous: int
-    n_defective: int
-    n_regions: int
-    waterfall: Waterfall
+    tally: Tally
     seconds: Mapping[str, float]
-    errors: tuple[tuple[int, str, str], ...]
+    workers: tuple[Worker, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def process_chunk(chunk: Chunk[Any], job: Job) -> Receipt:
-    """Inspect the inputs of a chunk and write its shard and artifacts.
+@dataclass(frozen=True)
+class Started:
+    """The first half of a chunk: its inputs as they are scored, one by one where the second half follows at once.
+
+    `workers` is the process that has scored them, where another one goes on.
+    """
+
+    outcomes: Iterable[Scored | Failed]
+    clock: Clock
+    warnings: tuple[str, ...]
+    workers: tuple[Worker, ...] = ()
+
+
+def start(chunk: Chunk[Any], source: Source) -> Started:
+    """Read the inputs of a chunk and infer, as the outcomes are asked for."""
+    clock = Clock()
+    return Started(source.outcomes(chunk, clock), clock, source.warnings())
+
+
+def score_chunk(chunk: Chunk[Any], job: Job) -> Started:
+    """The first half of `process_chunk`."""
+    return start(chunk, job.source)
+
+
+def pack(started: Started) -> Started:
+    """The same with all outcomes in memory, ready to travel to another worker."""
+    outcomes = list(started.outcomes)
+    return replace(started, outcomes=outcomes, workers=(this_worker(),))
+
+
+def finish_chunk(chunk: Chunk[Any], started: Started, job: Job) -> Receipt:
+    """Extract the defects of scored inputs and write the chunk's shard and artifacts.
 
     An input that fails becomes an error record. Raises RunError when nothing more can be written.
     """
-    clock = Clock()
+    clock = started.clock
     writer = ArtifactWriter(job.settings, job.base_dir, chunk.start, job.n_inputs, job.overlay_scale)
     records: dict[int, Record] = {}
-    failures: list[Failed] = []
-    waterfall: Waterfall = ()
-    for outcome in job.source.outcomes(chunk, clock):
+    for outcome in started.outcomes:
         if isinstance(outcome, Scored):
             try:
-                record, defects = _inspect(outcome, job, writer, clock)
+                records[outcome.index] = _inspect(outcome, job, writer, clock)
+                continue
             except InputError as error:
                 outcome = Failed(outcome.index, outcome.path, error)
-            else:
-                records[outcome.index] = record
-                waterfall = add_waterfalls(waterfall, defects.waterfall if defects else ())
-                continue
-        records[outcome.index] = _error_record(outcome)
-        failures.append(outcome)
+        records[outcome.index] = error_record(outcome)
+    in_order = [records[index] for index, _ in chunk.rows()]
     with clock.stage("write"), shard_faults_end_the_run():
         for index, entry in writer.finish().items():
             if "error" not in records[index]:
                 _locate(records[index], entry)
-        lines = [encode_record(records[index]) for index, _ in chunk.rows()]
-        write_atomic(part_path(job.parts_dir, chunk.index), *lines)
-    regions = [len(record["defects"]["regions"]) for record in records.values() if "defects" in record]
-    return Receipt(
-        index=chunk.index,
-        n_inputs=len(chunk.inputs),
-        n_errors=len(failures),
-        n_anomalous=sum(record.get("label") == 1 for record in records.values()),
-        n_defective=sum(count > 0 for count in regions),
-        n_regions=sum(regions),
-        waterfall=waterfall,
-        seconds=clock.seconds,
-        errors=tuple(sorted((item.index, item.path, item.error.message) for item in failures)[:SHOWN_ERRORS]),
-    )
+        write_shard(part_path(job.parts_dir, chunk.index), in_order)
+    return Receipt(chunk.index, tally(in_order), clock.seconds, (*started.workers, this_worker()), started.warnings)
 
 
-def _error_record(failed: Failed) -> Record:
+process_chunk: Chain[Job, Receipt] = Chain(score_chunk, finish_chunk, pack)
+"""Inspect the inputs of a chunk: both halves, one after the other."""
+
+
+def give_up_chunk(chunk: Chunk[Any], loss: Loss, job: Job) -> Receipt:
+    """Write the shard of a chunk that cannot be done: an error record for each of its inputs."""
+    records = [error_record(failed) for failed in lost_inputs(chunk, loss)]
+    with shard_faults_end_the_run():
+        write_shard(part_path(job.parts_dir, chunk.index), records)
+    return Receipt(chunk.index, tally(records), {})
+
+
+def read_receipt(chunk: Chunk[Any], parts_dir: str) -> Receipt | None:
+    """The receipt of a chunk that is done, counted from its shard; None when that is not whole or of other inputs."""
+    try:
+        records = list(iter_records(part_path(parts_dir, chunk.index)))
+    except (OSError, ConfigError):
+        return None
+    wanted = [(index, path_of(item)) for index, item in chunk.rows()]
+    if [(record.get("index"), record.get("input")) for record in records] != wanted:
+        return None
+    return Receipt(chunk.index, tally(records), {})
+
+
+def lost_inputs(chunk: Chunk[Any], loss: Loss) -> Iterator[Failed]:
+    """Every input of a chunk that is given up."""
+    error = InputError("infer", loss.kind, loss.message)
+    return (Failed(index, path_of(item), error) for index, item in chunk.rows())
+
+
+def write_shard(path: str, records: Iterable[Record]) -> None:
+    """Write records as one file that appears whole."""
+    write_atomic(path, *map(encode_record, records))
+
+
+def error_record(failed: Failed) -> Record:
+    """The record of an input that failed."""
     error = failed.error
     return {
         "index": failed.index,
@@ -111,8 +156,8 @@ def _error_record(failed: Failed) -> Record:
     }
 
 
-def _inspect(item: Scored, job: Job, writer: ArtifactWriter, clock: Clock) -> tuple[Record, Defects | None]:
-    """Record of one input, its artifacts written, and its defects where they are asked for."""
+def _inspect(item: Scored, job: Job, writer: ArtifactWriter, clock: Clock) -> Record:
+    """Record of one input, its artifacts written."""
     settings = job.settings
     record: Record = {"index": item.index, "input": item.path}
     if item.score is not None:
@@ -140,7 +185,7 @@ def _inspect(item: Scored, job: Job, writer: ArtifactWriter, clock: Clock) -> tu
         record["anomaly_map_values"] = item.anomaly_map.tolist()
     with clock.stage("write"), faults_are_the_inputs("write", "its artifacts cannot be written"):
         _locate(record, writer.write(item, defects))
-    return record, defects
+    return record
 
 
 def _known(image_hw: tuple[int, int] | None) -> tuple[int, int]:
@@ -157,48 +202,3 @@ def _locate(record: Record, entry: Mapping[str, Mapping[str, Any]]) -> None:
         record["anomaly_map"].update(entry["map"])
     if "mask" in entry:
         record["defects"]["mask"].update(entry["mask"])
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a first pass needs: its maps, and where it puts them aside (None: they are stored already)."""
-
-    source: Source
-    spool_dir: str | None
-
-
-@dataclass(frozen=True)
-class Extremes:
-    """What a first pass says of a chunk: the least and greatest value of its maps, and the seconds it took."""
-
-    n_inputs: int
-    low: float
-    high: float
-    seconds: Mapping[str, float]
-
-
-def survey_chunk(chunk: Chunk[Any], survey: Survey) -> Extremes:
-    """Find the extremes of the maps of a chunk, those that are finite throughout; put maps and scores aside.
-
-    Raises RunError when nothing more can be written.
-    """
-    clock = Clock()
-    records: dict[int, Record] = {}
-    low, high = math.inf, -math.inf
-    for outcome in survey.source.outcomes(chunk, clock):
-        if isinstance(outcome, Failed):
-            records[outcome.index] = _error_record(outcome)
-            continue
-        records[outcome.index] = {"index": outcome.index, "input": outcome.path, "score": outcome.score}
-        values = outcome.anomaly_map
-        with suppress(InputError):
-            check_map(values)
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-        if survey.spool_dir is not None:
-            with clock.stage("write"), shard_faults_end_the_run():
-                write_atomic(map_path(survey.spool_dir, outcome.index), *encode_npy(values))
-    if survey.spool_dir is not None:
-        with clock.stage("write"), shard_faults_end_the_run():
-            lines = [encode_record(records[index]) for index, _ in chunk.rows()]
-            write_atomic(scores_path(survey.spool_dir, chunk.index), *lines)
-    return Extremes(len(chunk.inputs), low, high, clock.seconds)

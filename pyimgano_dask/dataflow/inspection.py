@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
-from pyimgano_dask.dataflow.chunk import SHOWN_ERRORS, Extremes, Job, Receipt, Survey, process_chunk, survey_chunk
+from pyimgano_dask.dataflow.chunk import Job, Receipt, give_up_chunk, process_chunk, read_receipt
 from pyimgano_dask.dataflow.merge import OrderedMerge
-from pyimgano_dask.dataflow.plan import chunked
+from pyimgano_dask.dataflow.plan import Chunk, chunked
+from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
-from pyimgano_dask.dataflow.schedulers import Scheduler
-from pyimgano_dask.dataflow.sources import Source, SpooledSource, StoredSource
-from pyimgano_dask.defects import Waterfall, add_waterfalls
-from pyimgano_dask.errors import RunError
+from pyimgano_dask.dataflow.run_folder import RunFolder
+from pyimgano_dask.dataflow.scheduler import Loss, Scheduler
+from pyimgano_dask.dataflow.sources import STAGES, Source, StoredSource
+from pyimgano_dask.dataflow.survey import (
+    Extremes,
+    SpooledSource,
+    Survey,
+    give_up_survey,
+    read_extremes,
+    survey_chunk,
+)
+from pyimgano_dask.dataflow.tally import Tally, tally
+from pyimgano_dask.defects import Waterfall
+from pyimgano_dask.errors import ConfigError, RunError
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest
-from pyimgano_dask.storage.files import TEMP_PREFIX, make_folder, resolve, write_atomic
+from pyimgano_dask.storage.files import is_file, make_folder, open_sink, resolve, write_atomic
 from pyimgano_dask.storage.jsonl import iter_records
+from pyimgano_dask.urls import join
 from pyimgano_dask.version import __version__
 
-PARTS = "parts"
-SPOOL = ".spool"
-_SHARD = re.compile(rf"part-\d{{8}}\.jsonl|{re.escape(TEMP_PREFIX)}.*")
+Done = TypeVar("Done")
 
 
 class Progress(Protocol):
@@ -66,33 +73,68 @@ class Thresholds:
 class RunSummary:
     """What a run did.
 
-    `source` names the detector, or says that the maps were stored. `waterfall` is what each control dropped, summed
-    over all inputs, with `--explain-defects`. `stage_seconds` are summed over all workers; `seconds` and
-    `training_seconds` are wall time. `errors` are the first few in the order of the inputs (index, input, message).
+    `source` names the detector, or says that the maps were stored. `tally` counts over all records, `n_resumed` how
+    many inputs an earlier session had done. `seconds` and `training_seconds` are wall time, `profile` says where time
+    and memory went.
     """
 
     settings: InferSettings = field(repr=False)
     source: str
-    scheduler: str
-    thresholds: Thresholds = field(repr=False)
-    n_inputs: int = 0
-    n_errors: int = 0
-    n_anomalous: int = 0
-    n_defective: int = 0
-    n_regions: int = 0
-    waterfall: Waterfall = ()
+    scheduler: str = "done before"
+    thresholds: Thresholds = field(repr=False, default=Thresholds())
+    tally: Tally = field(default_factory=Tally)
+    n_resumed: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    errors: list[tuple[int, str, str]] = field(default_factory=list)
+    profile: Profile = field(default_factory=Profile, repr=False)
     warnings: tuple[str, ...] = ()
     base_dir: str = field(default_factory=os.getcwd)
     unsaved_records: BinaryIO | None = None
 
     @property
+    def n_inputs(self) -> int:
+        """Inputs, each with a record."""
+        return self.tally.n_inputs
+
+    @property
+    def n_errors(self) -> int:
+        """Inputs with an error record."""
+        return self.tally.n_errors
+
+    @property
+    def n_anomalous(self) -> int:
+        """Inputs with label 1."""
+        return self.tally.n_anomalous
+
+    @property
+    def n_defective(self) -> int:
+        """Inputs with at least one region."""
+        return self.tally.n_defective
+
+    @property
+    def n_regions(self) -> int:
+        """Regions of all inputs."""
+        return self.tally.n_regions
+
+    @property
+    def waterfall(self) -> Waterfall:
+        """What each control dropped, with `--explain-defects`."""
+        return self.tally.waterfall
+
+    @property
+    def errors(self) -> tuple[tuple[int, str, str], ...]:
+        """The first few errors in the order of the inputs: index, input, message."""
+        return self.tally.errors
+
+    @property
     def exit_code(self) -> int:
         """0 when every input is done, 3 when some have an error record."""
         return 3 if self.n_errors else 0
+
+    @property
+    def stage_seconds(self) -> Mapping[str, float]:
+        """Seconds of each stage of a chunk, summed over all workers."""
+        return {stage: self.profile.seconds[stage] for stage in STAGES}
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The records, read one by one from `save_jsonl` or from the temporary file that stands for it."""
@@ -104,18 +146,12 @@ class RunSummary:
         return map(json.loads, self.unsaved_records)
 
     def _add(self, receipt: Receipt) -> None:
-        self.n_inputs += receipt.n_inputs
-        self.n_errors += receipt.n_errors
-        self.n_anomalous += receipt.n_anomalous
-        self.n_defective += receipt.n_defective
-        self.n_regions += receipt.n_regions
-        self.waterfall = add_waterfalls(self.waterfall, receipt.waterfall)
-        self._add_seconds(receipt.seconds)
-        self.errors = sorted([*self.errors, *receipt.errors])[:SHOWN_ERRORS]
+        self.tally += receipt.tally
+        self._add_work(receipt)
 
-    def _add_seconds(self, seconds: Mapping[str, float]) -> None:
-        for stage, spent in seconds.items():
-            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + spent
+    def _add_work(self, done: Receipt | Extremes) -> None:
+        self.profile.add_chunk(done.seconds, done.workers)
+        self.warnings += tuple(warning for warning in done.warnings if warning not in self.warnings)
 
 
 @dataclass(frozen=True)
@@ -136,20 +172,26 @@ class Inspection:
     images: StoredSource | None
 
 
-def inspect(work: Inspection, scheduler: Scheduler, stdout: BinaryIO, progress: Progress, summary: RunSummary) -> None:
-    """Process every chunk and join the shards; records go to `save_jsonl`, or to `stdout` as soon as their turn comes.
+def inspect(
+    work: Inspection,
+    scheduler: Scheduler,
+    folder: RunFolder,
+    stdout: BinaryIO,
+    progress: Progress,
+    summary: RunSummary,
+) -> None:
+    """Process every chunk that is not done yet and join the shards, in a folder that has begun.
 
-    Overlays that share the scale of the run need a first pass, which finds the extremes of all maps.
+    Records go to `save_jsonl`, or to `stdout` as soon as their turn comes. Overlays that share the scale of the run
+    need a first pass, which finds the extremes of all maps.
     """
     settings, base_dir = work.settings, work.base_dir
-    with ExitStack() as stack:
-        parts_dir = stack.enter_context(_parts_folder(settings, base_dir))
-        _prepare_outputs(settings, base_dir)
-        sink = stack.enter_context(_open_sink(settings, base_dir, stdout))
+    _prepare_outputs(settings, base_dir, anew=not folder.is_resumed)
+    with _open_output(settings, base_dir, stdout) as sink:
         source, scale = work.source, settings.output.fixed_overlay_scale
         if settings.output.save_overlays is not None and settings.output.overlay_scale == "run":
-            spool_dir = stack.enter_context(_spool_folder(parts_dir)) if work.images is not None else None
-            scale = _survey(work, spool_dir, scheduler, progress, summary)
+            spool_dir = None if work.images is None else folder.spool_dir
+            scale = _survey(work, spool_dir, scheduler, folder, progress, summary)
             if spool_dir is not None and work.images is not None:
                 source = SpooledSource(spool_dir, work.images)
         job = Job(
@@ -159,27 +201,85 @@ def inspect(work: Inspection, scheduler: Scheduler, stdout: BinaryIO, progress: 
             pixel_threshold=work.thresholds.pixel,
             pixel_threshold_provenance=work.thresholds.pixel_provenance,
             base_dir=base_dir,
-            parts_dir=parts_dir,
+            parts_dir=folder.parts_dir,
             n_inputs=work.n_inputs,
             overlay_scale=scale,
         )
-        merge = OrderedMerge(parts_dir, sink)
+        merge = OrderedMerge(folder.parts_dir, sink)
         progress.phase("inspecting", work.n_inputs)
 
         def on_receipt(receipt: Receipt) -> None:
             summary._add(receipt)
-            merge.add(receipt.index)
-            progress.advance(receipt.n_inputs)
+            with summary.profile.stage("merge"):
+                merge.add(receipt.index)
+            progress.advance(receipt.tally.n_inputs)
+            _stop_at_too_many_errors(settings.dataflow.max_errors, summary.tally)
 
-        scheduler.run(process_chunk, chunked(work.inputs, settings.dataflow.chunk_size), job, on_receipt)
+        def on_done_before(receipt: Receipt) -> None:
+            summary.n_resumed += receipt.tally.n_inputs
+            on_receipt(receipt)
+
+        def on_lost(chunk: Chunk[Any], loss: Loss) -> None:
+            on_receipt(give_up_chunk(chunk, loss, job))
+
+        chunks = chunked(work.inputs, settings.dataflow.chunk_size)
+        if folder.is_resumed:
+            done = folder.finished_chunks()
+            chunks = _not_done(chunks, done, lambda chunk: read_receipt(chunk, folder.parts_dir), on_done_before)
+        scheduler.run(process_chunk, chunks, job, on_receipt, on_lost)
         if summary.n_inputs != work.n_inputs:
             raise RunError(
                 f"the input list changed during the run: {work.n_inputs} inputs at its start, "
                 f"{summary.n_inputs} when it was read; run again once nothing is added or removed"
             )
-    if settings.dataflow.run_dir is not None:
-        manifest = _manifest(work)
-        write_atomic(os.path.join(resolve(settings.dataflow.run_dir, base_dir), MANIFEST_NAME), manifest.encode())
+    if folder.run_dir is not None:
+        write_atomic(join(folder.run_dir, MANIFEST_NAME), _manifest(work).encode())
+
+
+def take_finished(folder: RunFolder, settings: InferSettings, base_dir: str, summary: RunSummary) -> bool:
+    """Whether the run is finished and its records are there; then `summary` counts them.
+
+    Raises ConfigError when it is finished and its records are nowhere.
+    """
+    if folder.earlier is None or not folder.earlier.is_finished:
+        return False
+    if len(folder.finished_chunks()) == folder.plan.n_chunks:
+        return False
+    jsonl = settings.output.save_jsonl
+    if jsonl is not None and is_file(path := resolve(jsonl, base_dir)):
+        counted = tally(iter_records(path))
+        if counted.n_inputs == folder.plan.n_inputs:
+            summary.tally = counted
+            summary.n_resumed = counted.n_inputs
+            return True
+    raise ConfigError(
+        f"--resume: the run in {settings.dataflow.run_dir!r} is finished, but its records are not "
+        f"{'on standard output any more' if jsonl is None else f'in {jsonl!r}'}; --no-resume starts anew"
+    )
+
+
+def _not_done(
+    chunks: Iterable[Chunk[Any]],
+    done: set[int],
+    read: Callable[[Chunk[Any]], Done | None],
+    on_done: Callable[[Done], None],
+) -> Iterator[Chunk[Any]]:
+    """The chunks that are left; what was kept of the others goes to `on_done`. A damaged one is done again."""
+    for chunk in chunks:
+        kept = read(chunk) if chunk.index in done else None
+        if kept is None:
+            yield chunk
+        else:
+            on_done(kept)
+
+
+def _stop_at_too_many_errors(max_errors: int, so_far: Tally) -> None:
+    if 0 < max_errors <= so_far.n_errors:
+        _, path, message = so_far.errors[0]
+        raise RunError(
+            f"{so_far.n_errors} inputs have an error record, and --max-errors is {max_errors}; the first one is "
+            f"{path!r}: {message}"
+        )
 
 
 def stored_source(settings: InferSettings, base_dir: str) -> StoredSource:
@@ -191,22 +291,41 @@ def stored_source(settings: InferSettings, base_dir: str) -> StoredSource:
 
 
 def _survey(
-    work: Inspection, spool_dir: str | None, scheduler: Scheduler, progress: Progress, summary: RunSummary
+    work: Inspection,
+    spool_dir: str | None,
+    scheduler: Scheduler,
+    folder: RunFolder,
+    progress: Progress,
+    summary: RunSummary,
 ) -> tuple[float, float] | None:
     """Least and greatest value of all maps, None when they have no two values."""
+    is_known, scale = folder.surveyed_scale
+    if is_known:
+        return scale
     lows, highs = [], []
     progress.phase("finding the overlays' scale", work.n_inputs)
 
     def on_extremes(extremes: Extremes) -> None:
         lows.append(extremes.low)
         highs.append(extremes.high)
-        summary._add_seconds(extremes.seconds)
+        summary._add_work(extremes)
         progress.advance(extremes.n_inputs)
 
+    survey = Survey(work.source, spool_dir)
     chunks = chunked(work.inputs, work.settings.dataflow.chunk_size)
-    scheduler.run(survey_chunk, chunks, Survey(work.source, spool_dir), on_extremes)
+    if spool_dir is not None:
+        make_folder(spool_dir)
+        if folder.is_resumed:
+            chunks = _not_done(
+                chunks, folder.surveyed_chunks(), lambda chunk: read_extremes(chunk, spool_dir), on_extremes
+            )
+    scheduler.run(
+        survey_chunk, chunks, survey, on_extremes, lambda chunk, loss: on_extremes(give_up_survey(chunk, loss, survey))
+    )
     low, high = min(lows), max(highs)
-    return (low, high) if low < high else None
+    scale = (low, high) if low < high else None
+    folder.keep_scale(scale)
+    return scale
 
 
 def _manifest(work: Inspection) -> RunManifest:
@@ -230,8 +349,11 @@ def stored_settings(settings: InferSettings, thresholds: Thresholds) -> dict[str
     }
 
 
-def _prepare_outputs(settings: InferSettings, base_dir: str) -> None:
-    """Make the output folders and the zarr stores: one explicit step, before any task."""
+def _prepare_outputs(settings: InferSettings, base_dir: str, *, anew: bool) -> None:
+    """Make the output folders and the zarr stores: one explicit step, before any task.
+
+    Where a run begins `anew` the stores lose the rows of earlier ones.
+    """
     output = settings.output
     stores = []
     if output.save_maps is not None and is_zarr(output.save_maps):
@@ -245,80 +367,19 @@ def _prepare_outputs(settings: InferSettings, base_dir: str) -> None:
         from pyimgano_dask.storage.zarr_store import create_store
 
         for store in stores:
-            create_store(resolve(store, base_dir))
+            create_store(resolve(store, base_dir), anew=anew)
 
 
 @contextmanager
-def _parts_folder(settings: InferSettings, base_dir: str) -> Iterator[str]:
-    """Folder of the shards: in the run folder, else a temporary one beside the JSONL; emptied first, removed after."""
-    flow = settings.dataflow
-    if flow.run_dir is not None:
-        run_dir = resolve(flow.run_dir, base_dir)
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(run_dir, MANIFEST_NAME))
-        parts = os.path.join(run_dir, PARTS)
-        _remove_shards(parts)
-        make_folder(parts)
-    else:
-        jsonl = settings.output.save_jsonl
-        beside = os.path.dirname(resolve(jsonl, base_dir)) if jsonl is not None else _scratch_folder(base_dir)
-        make_folder(beside)
-        parts = tempfile.mkdtemp(prefix=".parts-", dir=beside)
-    try:
-        yield parts
-    finally:
-        if not flow.keep_parts:
-            _remove_shards(parts)
-
-
-def _remove_shards(parts: str) -> None:
-    """Remove what runs leave in a folder of shards, and the folder if nothing else is in it."""
-    with suppress(FileNotFoundError), os.scandir(parts) as entries:
-        for entry in entries:
-            if _SHARD.fullmatch(entry.name):
-                os.unlink(entry.path)
-        shutil.rmtree(os.path.join(parts, SPOOL), ignore_errors=True)
-    with suppress(OSError):
-        os.rmdir(parts)
-
-
-def _scratch_folder(base_dir: str) -> str:
-    """The working folder, which workers on other machines mostly share; else the system's temporary folder."""
-    return base_dir if os.access(base_dir, os.W_OK) else tempfile.gettempdir()
-
-
-@contextmanager
-def _open_sink(settings: InferSettings, base_dir: str, stdout: BinaryIO) -> Iterator[BinaryIO]:
+def _open_output(settings: InferSettings, base_dir: str, stdout: BinaryIO) -> Iterator[BinaryIO]:
     """Where merged records go: standard output, or a file that appears whole when the run ends well."""
     jsonl = settings.output.save_jsonl
-    if jsonl is None:
+    shown = "standard output" if jsonl is None else repr(jsonl)
+    with ExitStack() as stack:
         try:
-            yield stdout
+            yield stdout if jsonl is None else stack.enter_context(open_sink(resolve(jsonl, base_dir)))
+            stack.close()
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise RunError(f"standard output cannot be written: {error}; make room and run again") from error
-        return
-    path = resolve(jsonl, base_dir)
-    partial = f"{path}.partial-{os.getpid()}"
-    try:
-        make_folder(os.path.dirname(path))
-        with open(partial, "wb") as file:
-            yield file
-        os.replace(partial, path)
-    except OSError as error:
-        raise RunError(f"{jsonl!r} cannot be written: {error}; make room or access and run again") from error
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)
-
-
-@contextmanager
-def _spool_folder(parts_dir: str) -> Iterator[str]:
-    """Folder for the maps of a first pass; removed with all in it."""
-    spool = os.path.join(parts_dir, SPOOL)
-    make_folder(spool)
-    try:
-        yield spool
-    finally:
-        shutil.rmtree(spool, ignore_errors=True)
+            raise RunError(f"{shown} cannot be written: {error}; make room or access and run again") from error

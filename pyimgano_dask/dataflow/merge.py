@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import posixpath
-import shutil
 from typing import BinaryIO
 
-from pyimgano_dask.storage.files import open_binary
-
-COPY_BYTES = 1 << 20
-
-
-def part_path(parts_dir: str, index: int) -> str:
-    """Where the JSONL shard of chunk `index` lies."""
-    return posixpath.join(parts_dir, f"part-{index:08d}.jsonl")
+from pyimgano_dask.dataflow.shards import part_path
+from pyimgano_dask.storage.files import copy_into
 
 
 class OrderedMerge:
@@ -31,12 +23,13 @@ class OrderedMerge:
     def add(self, index: int) -> None:
         """Shard `index` is complete."""
         self._waiting.add(index)
+        if index != self._next:
+            return
         while self._next in self._waiting:
-            with open_binary(part_path(self._parts_dir, self._next)) as part:
-                shutil.copyfileobj(part, self._sink, COPY_BYTES)
-            self._sink.flush()
+            copy_into(part_path(self._parts_dir, self._next), self._sink)
             self._waiting.remove(self._next)
             self._next += 1
+        self._sink.flush()
 
     @property
     def n_merged(self) -> int:

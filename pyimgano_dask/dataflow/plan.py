@@ -1,13 +1,19 @@
-"""The plan: how a list of inputs becomes chunks. Arithmetic only, nothing is read or written here."""
+"""The plan: how a list of inputs becomes chunks, and what makes two runs the same. Nothing is read or written here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from pyimgano_dask.settings.catalog import knobs
+from pyimgano_dask.settings.run import InferSettings
 
 Item = TypeVar("Item", covariant=True)
+
+# Where results go and how the work is scheduled, which changes no byte of them.
+WITHOUT_EFFECT = ("output.save_jsonl", "output.profile", "output.profile_json")
 
 
 @dataclass(frozen=True)
@@ -34,3 +40,63 @@ def chunked(inputs: Iterable[Item], size: int) -> Iterator[Chunk[Item]]:
     while taken := tuple(islice(source, size)):
         yield Chunk(index, index * size, taken)
         index += 1
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that the bytes of a run depend on, as JSON values by name.
+
+    Two runs of the same plan write the same files, so one may go on where the other stopped.
+    """
+
+    n_inputs: int
+    chunk_size: int
+    facts: Mapping[str, Any]
+
+    @property
+    def n_chunks(self) -> int:
+        """How many chunks the inputs make."""
+        return -(-self.n_inputs // self.chunk_size)
+
+    def differences(self, facts: Mapping[str, Any]) -> Iterator[str]:
+        """What is not as in `facts`, those of another plan: a line for each, with both values."""
+        flags = {knob.key: knob.flag for knob in knobs() if knob.flag}
+        for name in sorted(self.facts.keys() | facts.keys()):
+            then, now = facts.get(name), self.facts.get(name)
+            if then != now:
+                yield f"{flags.get(name, name)}: {_short(then)} then, {_short(now)} now"
+
+
+def make_plan(
+    settings: InferSettings, inputs: Mapping[str, tuple[int, str]], base_dir: str, versions: Mapping[str, str]
+) -> RunPlan:
+    """The plan of a run with these settings.
+
+    `inputs` are the lists it reads by name, each with its length and a digest; `--input` comes first. `versions` are
+    those of the packages whose bytes end up in files.
+    """
+    chunk_size = settings.dataflow.chunk_size
+    facts: dict[str, Any] = {
+        "dataflow.batch_size": chunk_size,
+        "dataflow.amp": settings.dataflow.amp,
+        "folder it runs in": base_dir,
+    }
+    for name, (count, digest) in inputs.items():
+        facts |= {f"{name} (number)": count, f"{name} (sha256 of the list)": digest}
+    facts |= {f"version of {name}": version for name, version in versions.items()}
+    tree = settings.model_dump(mode="json", exclude={"dataflow"})
+    facts |= {name: value for name, value in _flat(tree) if name not in WITHOUT_EFFECT}
+    return RunPlan(next(iter(inputs.values()))[0], chunk_size, facts)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

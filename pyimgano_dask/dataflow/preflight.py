@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
+from pyimgano_dask.dataflow.detector_advice import chosen_arguments
+from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector
@@ -18,12 +20,12 @@ from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
-from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME
+from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
 from pyimgano_dask.storage.files import check_writable, kind_at, local_path, read_file, resolve
 from pyimgano_dask.transfers import ONCE, canonical
 from pyimgano_dask.urls import is_url, join
 
-RUN_FILES = (MANIFEST_NAME, CONFIG_NAME, DETECTOR_NAME)
+RUN_FILES = (MANIFEST_NAME, CONFIG_NAME, DETECTOR_NAME, PLAN_NAME)
 PixelThresholdSource = Literal["explicit", "train_dir", "infer_config"]
 
 
@@ -38,6 +40,14 @@ class Preflight:
     references: References | None
     pixel_threshold_source: PixelThresholdSource | None
     base_dir: str
+
+    @property
+    def lists(self) -> dict[str, tuple[int, str]]:
+        """The lists of images by the flag that names them: how many, and a digest of their paths."""
+        lists = {"--input": (self.inputs.count(), self.inputs.digest())}
+        if self.training is not None:
+            lists["--train-dir"] = (self.training.count(), self.training.digest())
+        return lists
 
     def reader(self, settings: InferSettings, *, with_display: bool = False) -> Reader:
         """How images are read for the detector."""
@@ -55,7 +65,7 @@ class InputFolder:
     kind: FileKind = IMAGES
 
 
-def check(resolved: Resolved, base_dir: str) -> Preflight:
+def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
     """Check inputs, detector, thresholds and outputs; raises ConfigError."""
     settings = resolved.settings
     if settings.stored != StoredMapSettings():
@@ -66,7 +76,8 @@ def check(resolved: Resolved, base_dir: str) -> Preflight:
     if settings.training.train_dir is not None:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
-    detector = _make_detector(settings, base_dir)
+    with profile.stage("load_model"):
+        detector = _make_detector(settings, base_dir)
     references = _find_references(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
@@ -122,15 +133,7 @@ def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
     if model.name is None:
         raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
     detector_type = find_detector_type(model.name)
-    kwargs = dict(model.model_kwargs)
-    for name, value in (
-        ("contamination", model.contamination),
-        ("random_state", model.seed),
-        ("device", model.device),
-        ("pretrained", model.pretrained),
-    ):
-        if value is not None and name in detector_type.arguments_type.model_fields:
-            kwargs[name] = value
+    kwargs = {**model.model_kwargs, **chosen_arguments(model, detector_type)}
     if model.checkpoint_path is None:
         return detector_type.create(**kwargs)
     try:
@@ -185,26 +188,28 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
             if is_zarr(source.spec) and _lies_inside(folder, real_path(source.spec, base_dir))
         ]
         faults += unwritable.why(flag, folder)
-    faults += _unsafe_jsonl(settings, base_dir, sources)
-    jsonl = settings.output.save_jsonl
-    if jsonl is not None:
-        path = resolve(jsonl, base_dir)
-        faults += unwritable.why("--save-jsonl", os.path.dirname(path)) or _no_place_for_a_file(jsonl, path)
+    for flag, name in output_files(settings):
+        faults += _faults_of_file(flag, name, settings, base_dir, sources, unwritable)
+    files = {real_path(name, base_dir) for _, name in output_files(settings)}
+    if len(files) < len(list(output_files(settings))):
+        faults.append(f"--profile-json and --save-jsonl are the same file {settings.output.profile_json!r}; take two")
     if faults:
         raise ConfigError("\n".join(faults))
 
 
 class _Unwritable:
-    """Why folders cannot be written to. A store at a URL that failed is not asked again, because each answer may take
-    long and be the same."""
+    """Why folders cannot be written to.
+
+    A store at a URL that failed is not asked again, because each answer may take long and be the same.
+    """
 
     def __init__(self) -> None:
         self._failed: set[str] = set()
 
     def why(self, flag: str, folder: str) -> list[str]:
         """The fault of one folder, none when it can be written to, or lies in a store whose fault is told already."""
-        store = "/".join(folder.split("/")[:3]) if is_url(folder) else None
-        if store in self._failed:
+        store = self.store(folder)
+        if self.is_told(folder):
             return []
         try:
             check_writable(folder)
@@ -214,33 +219,58 @@ class _Unwritable:
             return [f"{flag}: {error}"]
         return []
 
+    def is_told(self, path: str) -> bool:
+        """Whether a path lies in a store whose fault is told."""
+        return self.store(path) in self._failed
 
-def _no_place_for_a_file(jsonl: str, path: str) -> list[str]:
-    """Why the records cannot become a file at this path, in a folder that can be written to."""
-    try:
-        kind = "folder" if path.endswith("/") else kind_at(path, pauses_s=ONCE)
-    except (OSError, ValueError, ImportError) as error:
-        return [f"--save-jsonl: {jsonl!r} cannot be written: {error}"]
-    if kind == "folder":
-        return [f"--save-jsonl: {jsonl!r} is a folder; give the path of a file"]
-    if kind == "other":
-        return [f"--save-jsonl: {jsonl!r} is a pipe or a device; leave the flag out and redirect standard output"]
-    return []
+    @staticmethod
+    def store(path: str) -> str | None:
+        """Scheme and bucket of a URL."""
+        return "/".join(path.split("/")[:3]) if is_url(path) else None
 
 
-def _unsafe_jsonl(settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]) -> Iterator[str]:
-    """Why the JSONL must not be written where it is asked for: over what is read, or what the run itself leaves."""
-    jsonl, run_dir = settings.output.save_jsonl, settings.dataflow.run_dir
-    if jsonl is None:
-        return
-    path = real_path(jsonl, base_dir)
+def _faults_of_file(
+    flag: str,
+    name: str,
+    settings: InferSettings,
+    base_dir: str,
+    sources: Sequence[InputFolder],
+    unwritable: _Unwritable,
+) -> Iterator[str]:
+    """Why a file must not be written where it is asked for: over what is read or what the run leaves, or it cannot."""
+    real = real_path(name, base_dir)
     for source in sources:
         spec = real_path(source.spec, base_dir)
-        is_inside_store = is_zarr(source.spec) and _lies_inside(path, spec)
-        if path == spec or is_inside_store or (source.kind.has_suffix(path) and _lies_inside(path, spec)):
-            yield f"--save-jsonl: {jsonl!r} lies in what {source.flag} reads; name another file"
-    if run_dir is not None and path in {join(real_path(run_dir, base_dir), name) for name in RUN_FILES}:
-        yield f"--save-jsonl: the run itself writes {jsonl!r} into its folder; name another file"
+        is_inside_store = is_zarr(source.spec) and _lies_inside(real, spec)
+        if real == spec or is_inside_store or (source.kind.has_suffix(real) and _lies_inside(real, spec)):
+            yield f"{flag}: {name!r} lies in what {source.flag} reads; name another file"
+    run_dir = settings.dataflow.run_dir
+    if run_dir is not None and real in {join(real_path(run_dir, base_dir), own) for own in RUN_FILES}:
+        yield f"{flag}: the run itself writes {name!r} into its folder; name another file"
+    path = resolve(name, base_dir)
+    yield from unwritable.why(flag, os.path.dirname(path))
+    if unwritable.is_told(path):
+        return
+    try:
+        kind = "folder" if is_url(path) and path.endswith("/") else kind_at(path, pauses_s=ONCE)
+    except OSError as error:
+        yield f"{flag}: {name!r} cannot be written: {error}"
+        return
+    if kind == "folder":
+        yield f"{flag}: {name!r} is a folder; give the path of a file"
+    elif kind == "other":
+        instead = "leave the flag out and redirect standard output" if flag == "--save-jsonl" else "name a file"
+        yield f"{flag}: {name!r} is a pipe or a device; {instead}"
+
+
+def output_files(settings: InferSettings) -> Iterator[tuple[str, str]]:
+    """(flag, path) of every output file that is set."""
+    for flag, name in (
+        ("--save-jsonl", settings.output.save_jsonl),
+        ("--profile-json", settings.output.profile_json),
+    ):
+        if name is not None:
+            yield flag, name
 
 
 def _output_folders(settings: InferSettings) -> Iterator[tuple[str, str, str]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
 from pyimgano_dask.dataflow.inspection import (
-    PARTS,
     Inspection,
     Progress,
     RunSummary,
@@ -23,12 +22,19 @@ from pyimgano_dask.dataflow.inspection import (
     Thresholds,
     inspect,
     stored_source,
+    take_finished,
 )
-from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed, real_path
+from pyimgano_dask.dataflow.plan import make_plan
+from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed, output_files, real_path
+from pyimgano_dask.dataflow.profile import finish
+from pyimgano_dask.dataflow.run_folder import PARTS, find_run_folder
 from pyimgano_dask.dataflow.schedulers import open_scheduler
+from pyimgano_dask.dataflow.shards import part_index
 from pyimgano_dask.dataflow.sources import StoredMap
+from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.errors import ConfigError, Stage
 from pyimgano_dask.images.listing import FileKind, InputList
+from pyimgano_dask.settings.commands import RESCORE
 from pyimgano_dask.settings.knob import Block
 from pyimgano_dask.settings.rescoring import Rescoring
 from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest
@@ -39,8 +45,6 @@ from pyimgano_dask.urls import join
 
 NPY_MAPS = FileKind("anomaly map", (".npy",))
 STORED_MAPS = "stored maps"
-
-_SHARD = re.compile(r"part-\d+\.jsonl")
 
 
 class StoredMaps(Protocol):
@@ -71,11 +75,17 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
     if settings.stored.maps is not None:
         sources.append(InputFolder("--maps", settings.stored.maps, NPY_MAPS))
     check_outputs(settings, base_dir, sources)
+    plan = make_plan(settings, {"stored maps": (maps.count(), _digest(maps))}, base_dir, package_versions())
+    folder = find_run_folder(settings, base_dir, plan)
+    summary = RunSummary(settings, STORED_MAPS, thresholds=thresholds)
+    if take_finished(folder, settings, base_dir, summary):
+        return summary
     progress = progress or SilentProgress()
     with ExitStack() as stack:
-        flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow.scheduler, flow.workers, maps.count()))
-        summary = RunSummary(settings, STORED_MAPS, scheduler.describe(), thresholds)
+        scheduler = stack.enter_context(open_scheduler(settings.dataflow, maps.count()))
+        stack.enter_context(folder.begun())
+        summary.scheduler = scheduler.describe()
+        summary.profile.n_workers = scheduler.n_workers
         summary.training_seconds = time.perf_counter() - started
         work = Inspection(
             settings=settings,
@@ -87,9 +97,17 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
             thresholds=thresholds,
             images=None,
         )
-        inspect(work, scheduler, stdout, progress, summary)
-    summary.seconds = time.perf_counter() - started
+        inspect(work, scheduler, folder, stdout, progress, summary)
+    finish(summary, started, RESCORE.name)
     return summary
+
+
+def _digest(maps: StoredMaps) -> str:
+    """SHA-256 of where the maps lie and what is known of their inputs, in order."""
+    digest = hashlib.sha256()
+    for item in maps:
+        digest.update(repr(item).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _thresholds(rescoring: Rescoring) -> Thresholds:
@@ -114,15 +132,15 @@ def _check_nothing_is_overwritten(rescoring: Rescoring, maps: StoredMaps, base_d
     run_dir, from_run = settings.dataflow.run_dir, settings.stored.from_run
     if run_dir is not None and from_run is not None and real_path(run_dir, base_dir) == real_path(from_run, base_dir):
         raise ConfigError(f"--run-dir: {run_dir!r} is the run of --from-run, which is read; name another folder")
-    jsonl = settings.output.save_jsonl
-    if run is not None and from_run is not None and jsonl is not None:
+    if run is not None and from_run is not None:
         read = {real_path(join(from_run, MANIFEST_NAME), base_dir)}
         if run.records is not None:
             read.add(real_path(run.records, run.base_dir))
         parts = real_path(join(from_run, PARTS), base_dir)
-        target = real_path(jsonl, base_dir)
-        if target in read or os.path.dirname(target) == parts:
-            raise ConfigError(f"--save-jsonl: {jsonl!r} is a file of the run that is read; name another file")
+        for flag, name in output_files(settings):
+            target = real_path(name, base_dir)
+            if target in read or os.path.dirname(target) == parts:
+                raise ConfigError(f"{flag}: {name!r} is a file of the run that is read; name another file")
     overlays = settings.output.save_overlays
     masks = settings.output.save_masks if settings.defects.mask_format in ("npy", "zarr") else None
     if overlays is None and masks is None:
@@ -193,7 +211,7 @@ class _RunMaps:
             records: tuple[str, ...] = (resolve(run.records, run.base_dir),)
         else:
             parts = join(run_dir, PARTS)
-            records = tuple(join(parts, name) for name in list_names(parts) if _SHARD.fullmatch(name))
+            records = tuple(join(parts, name) for name in list_names(parts) if part_index(name) is not None)
         if not records or not is_file(records[0]):
             raise ConfigError(
                 f"--from-run: the records of the run in {run_dir!r} are not there "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -18,23 +19,32 @@ from pyimgano_dask.dataflow.inspection import (
     inspect,
     stored_settings,
     stored_source,
+    take_finished,
 )
+from pyimgano_dask.dataflow.plan import make_plan
 from pyimgano_dask.dataflow.preflight import Preflight, check
-from pyimgano_dask.dataflow.schedulers import Scheduler, open_scheduler
+from pyimgano_dask.dataflow.profile import Profile, finish
+from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_folder
+from pyimgano_dask.dataflow.scheduler import Scheduler
+from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
 from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile
+from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.detectors.base import Detector
-from pyimgano_dask.detectors.checkpoint import encode_detector
+from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
+from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.commands import INFER
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
-from pyimgano_dask.storage.files import resolve, write_atomic
+from pyimgano_dask.storage.files import write_atomic
 from pyimgano_dask.thresholds import (
     calibrated_pixel_provenance,
     fixed_pixel_provenance,
     score_quantile,
     score_threshold_provenance,
 )
+from pyimgano_dask.urls import join
 
 DEFAULT_SCORE_QUANTILE = 0.995
 
@@ -46,14 +56,24 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     """
     started = time.perf_counter()
     base_dir = os.getcwd()
-    preflight = check(resolved, base_dir)
+    profile = Profile()
+    preflight = check(resolved, base_dir, profile)
     settings = resolved.settings
+    plan = make_plan(settings, preflight.lists, base_dir, package_versions())
+    folder = find_run_folder(settings, base_dir, plan)
+    summary = RunSummary(settings, preflight.detector.name, profile=profile)
+    if take_finished(folder, settings, base_dir, summary):
+        return summary
     progress = progress or SilentProgress()
     with ExitStack() as stack:
         flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow.scheduler, flow.workers, preflight.n_inputs))
-        detector, thresholds, warnings = _train(preflight, settings, scheduler, progress)
-        summary = RunSummary(settings, detector.name, scheduler.describe(), thresholds, warnings=warnings)
+        scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs))
+        profile.n_workers = scheduler.n_workers
+        detector, thresholds, summary.warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
+        summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
+        stack.enter_context(folder.begun())
+        if folder.run_dir is not None and folder.training is None:
+            _keep_training(folder, folder.run_dir, settings, detector, thresholds, summary.warnings)
         summary.training_seconds = time.perf_counter() - started
         draws_at_once = settings.output.save_overlays is not None and settings.output.overlay_scale != "run"
         work = Inspection(
@@ -62,19 +82,57 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             inputs_dir=base_dir,
             inputs=preflight.inputs,
             n_inputs=preflight.n_inputs,
-            source=DetectorSource(preflight.reader(settings, with_display=draws_at_once), detector),
+            source=DetectorSource(preflight.reader(settings, with_display=draws_at_once), detector, amp=flow.amp),
             thresholds=thresholds,
             images=stored_source(settings, base_dir),
         )
-        inspect(work, scheduler, stdout, progress, summary)
-        if flow.run_dir is not None:
-            _save_deployable(resolve(flow.run_dir, base_dir), settings, detector, thresholds)
-    summary.seconds = time.perf_counter() - started
+        inspect(work, scheduler, folder, stdout, progress, summary)
+    finish(summary, started, INFER.name)
     return summary
 
 
+def _trained(
+    preflight: Preflight,
+    settings: InferSettings,
+    scheduler: Scheduler,
+    folder: RunFolder,
+    progress: Progress,
+    profile: Profile,
+) -> tuple[Detector[Any], Thresholds, tuple[str, ...]]:
+    """The fitted detector, both thresholds, and warnings: from an earlier session of this run, or made now."""
+    kept = folder.training
+    if kept is None:
+        return _train(preflight, settings, scheduler, progress, profile)
+    thresholds = Thresholds(
+        kept.threshold, kept.threshold_provenance, kept.pixel_threshold, kept.pixel_threshold_provenance
+    )
+    return _kept_detector(preflight, folder, kept), thresholds, kept.warnings
+
+
+def _keep_training(
+    folder: RunFolder,
+    run_dir: str,
+    settings: InferSettings,
+    detector: Detector[Any],
+    thresholds: Thresholds,
+    warnings: tuple[str, ...],
+) -> None:
+    """Leave what fitting and calibrating gave, for a later session of this run and for runs without training images."""
+    encoded = encode_detector(detector)
+    training = Training(
+        detector_sha256=_sha256(encoded),
+        threshold=thresholds.score,
+        threshold_provenance=_plain(thresholds.score_provenance),
+        pixel_threshold=thresholds.pixel,
+        pixel_threshold_provenance=_plain(thresholds.pixel_provenance),
+        warnings=warnings,
+    )
+    folder.keep_training(training, encoded)
+    _save_config(run_dir, settings, detector, thresholds)
+
+
 def _train(
-    preflight: Preflight, settings: InferSettings, scheduler: Scheduler, progress: Progress
+    preflight: Preflight, settings: InferSettings, scheduler: Scheduler, progress: Progress, profile: Profile
 ) -> tuple[Detector[Any], Thresholds, tuple[str, ...]]:
     """Fit the detector where it is not fitted yet, and settle both thresholds."""
     detector = preflight.detector
@@ -86,16 +144,19 @@ def _train(
         images = TrainingImages(preflight.training, reader, settings.dataflow.chunk_size)
         if not detector.is_fitted:
             progress.phase("fitting")
-            detector = fit_detector(scheduler, detector, images)
+            with profile.stage("fit"):
+                detector = fit_detector(scheduler, detector, images)
         progress.phase("calibrating")
         wants_pixels = preflight.pixel_threshold_source == "train_dir"
-        calibration = calibrate(
-            scheduler,
-            detector,
-            images,
-            pixel_quantile=defects.pixel_normal_quantile if wants_pixels else None,
-            roi_xyxy_norm=defects.roi_xyxy_norm,
-        )
+        with profile.stage("calibrate"):
+            calibration = calibrate(
+                scheduler,
+                detector,
+                images,
+                pixel_quantile=defects.pixel_normal_quantile if wants_pixels else None,
+                roi_xyxy_norm=defects.roi_xyxy_norm,
+                amp=settings.dataflow.amp,
+            )
         warnings = calibration.warnings
         q = settings.training.calibration_quantile
         if q is None:
@@ -104,7 +165,10 @@ def _train(
             score_quantile(calibration.scores, q), score_threshold_provenance(calibration.scores, q, "train_dir")
         )
         if wants_pixels and calibration.pixels is not None:
-            value = pixel_quantile(scheduler, calibration, detector, images, defects.roi_xyxy_norm)
+            with profile.stage("calibrate"):
+                value = pixel_quantile(
+                    scheduler, calibration, detector, images, defects.roi_xyxy_norm, amp=settings.dataflow.amp
+                )
             provenance = calibrated_pixel_provenance(
                 defects.pixel_normal_quantile,
                 map_count=len(calibration.scores),
@@ -124,9 +188,31 @@ def _with_pixel(thresholds: Thresholds, value: float, provenance: Mapping[str, A
     return Thresholds(thresholds.score, thresholds.score_provenance, value, provenance)
 
 
-def _save_deployable(run_dir: str, settings: InferSettings, detector: Detector[Any], thresholds: Thresholds) -> None:
-    """Leave the fitted detector and an infer config beside the shards: the next run needs no training images."""
-    write_atomic(os.path.join(run_dir, DETECTOR_NAME), encode_detector(detector))
+def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> Detector[Any]:
+    """The detector that an earlier session of this run worked with; ConfigError when it is not there any more."""
+    detector = preflight.detector
+    if detector.is_fitted and _sha256(encode_detector(detector)) == kept.detector_sha256:
+        return detector
+    data = folder.read_detector()
+    if detector.is_fitted or data is None:
+        where = "--checkpoint-path" if detector.is_fitted else DETECTOR_NAME
+        raise ConfigError(
+            f"--resume: {where} is not the detector that the run in {folder.run_dir!r} began with; bring it back, or "
+            "start anew with --no-resume"
+        )
+    return decode_detector(data, DETECTOR_NAME)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _plain(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if provenance is None else dict(provenance)
+
+
+def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any], thresholds: Thresholds) -> None:
+    """Leave an infer config beside the fitted detector: the next run needs no training images."""
     model = {**settings.model.model_dump(mode="json", exclude_none=True), "name": detector.name}
     config = {
         "schema_version": settings.schema_version,
@@ -139,4 +225,4 @@ def _save_deployable(run_dir: str, settings: InferSettings, detector: Detector[A
         **stored_settings(settings, thresholds),
     }
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_atomic(os.path.join(run_dir, CONFIG_NAME), text.encode())
+    write_atomic(join(run_dir, CONFIG_NAME), text.encode())

@@ -7,8 +7,8 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pyimgano_dask.dataflow.faults import faults_are_the_inputs
 from pyimgano_dask.dataflow.plan import Chunk
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
+from pyimgano_dask.detectors.amp import device_of, missing_for_amp, mixed_precision
 from pyimgano_dask.detectors.base import Detector, Image, Prediction
-from pyimgano_dask.errors import InputError, RunError, Stage
-from pyimgano_dask.storage.files import is_file, resolve
-from pyimgano_dask.storage.jsonl import iter_records
+from pyimgano_dask.errors import InputError, Stage
+from pyimgano_dask.storage.files import resolve
 from pyimgano_dask.storage.maps import read_npy
 
 STAGES = ("read", "infer", "extract", "write")
@@ -70,13 +70,18 @@ class Source(ABC):
     def outcomes(self, chunk: Chunk[Any], clock: Clock) -> Iterator[Scored | Failed]:
         """The inputs of a chunk, in any order, with their maps or with what went wrong."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about this process, which has worked on a chunk."""
+        return ()
+
 
 @dataclass(frozen=True)
 class DetectorSource(Source):
-    """Images, read and scored. Chunks hold their paths."""
+    """Images, read and scored. Chunks hold their paths; `amp` is that of `infer`."""
 
     reader: Reader
     detector: Detector[Any]
+    amp: bool = False
 
     def outcomes(self, chunk: Chunk[str], clock: Clock) -> Iterator[Scored | Failed]:
         groups = self.reader.groups(chunk.rows())
@@ -88,13 +93,17 @@ class DetectorSource(Source):
             loaded, unread = group
             yield from unread
             with clock.stage("infer"):
-                answers = infer(self.detector, loaded)
+                answers = infer(self.detector, loaded, amp=self.amp)
             for item, answer in zip(loaded, answers, strict=True):
                 if isinstance(answer, InputError):
                     yield Failed(item.index, item.path, answer)
                 else:
                     height, width = item.image.shape[:2]
                     yield Scored(item.index, item.path, item.path, *answer, (height, width), item.display)
+
+    def warnings(self) -> tuple[str, ...]:
+        missing = missing_for_amp(device_of(self.detector)) if self.amp else None
+        return () if missing is None else (f"--amp: {missing}",)
 
 
 def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
@@ -108,20 +117,24 @@ def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
 Answer = tuple[float, NDArray[np.float32]]
 
 
-def infer(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
-    """Scores and maps of a group; when the batch fails, each image on its own, so that only the culprit fails."""
+def infer(detector: Detector[Any], loaded: Sequence[Loaded], *, amp: bool = False) -> list[Answer | InputError]:
+    """Scores and maps of a group; when the batch fails, each image on its own, so that only the culprit fails.
+
+    `amp` asks for torch's inference mode and mixed precision, as far as this process has them.
+    """
     try:
-        return _predict(detector, loaded)
+        return _predict(detector, loaded, amp)
     except InputError as error:
         if len(loaded) == 1:
             return [error]
-        return [answer for item in loaded for answer in infer(detector, [item])]
+        return [answer for item in loaded for answer in infer(detector, [item], amp=amp)]
 
 
-def _predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> list[Answer | InputError]:
+def _predict(detector: Detector[Any], loaded: Sequence[Loaded], amp: bool) -> list[Answer | InputError]:
     if not loaded:
         return []
-    with faults_are_the_inputs("infer", "the detector failed on this image"):
+    torch_mode = mixed_precision(device_of(detector)) if amp else nullcontext()
+    with torch_mode, faults_are_the_inputs("infer", "the detector failed on this image"):
         prediction = predict(detector, loaded)
         pairs = list(zip(prediction.scores.tolist(), prediction.maps, strict=True))
         if len(pairs) != len(loaded) or not all(isinstance(values, np.ndarray) for _, values in pairs):
@@ -159,6 +172,11 @@ class StoredMap:
             return self.path
         folder, name = posixpath.split(self.path)
         return posixpath.join(folder, _INDEX_IN_NAME.sub("", name, count=1) if _INDEX_IN_NAME.match(name) else name)
+
+
+def path_of(item: str | StoredMap) -> str:
+    """What records call an input of a chunk."""
+    return item if isinstance(item, str) else item.path
 
 
 @dataclass(frozen=True)
@@ -209,37 +227,3 @@ class StoredSource(Source):
         array = location.get("array") or find_row(path, location["row"], max_pixels=self.max_pixels)
         values = read_row(path, array, location["row"], max_pixels=self.max_pixels)
         return values, {**location, "array": array}
-
-
-@dataclass(frozen=True)
-class SpooledSource(Source):
-    """What the first pass of a run put aside in `spool_dir`: its maps, and a shard of scores for each chunk."""
-
-    spool_dir: str
-    stored: StoredSource
-
-    def outcomes(self, chunk: Chunk[Any], clock: Clock) -> Iterator[Scored | Failed]:
-        items = []
-        scores = scores_path(self.spool_dir, chunk.index)
-        for record in iter_records(scores) if is_file(scores) else ():
-            path, error = record["input"], record.get("error")
-            failure = None if error is None else (error["stage"], error["type"], error["message"])
-            location = {"path": map_path(self.spool_dir, record["index"])}
-            items.append(StoredMap(path, location, image=path, score=record.get("score"), failure=failure))
-        if tuple(item.path for item in items) != chunk.inputs:
-            raise RunError(
-                f"the input list changed during the run, at input {chunk.start} or soon after; "
-                "run again once nothing is added or removed"
-            )
-        for outcome in self.stored.outcomes(Chunk(chunk.index, chunk.start, tuple(items)), clock):
-            yield replace(outcome, location={}) if isinstance(outcome, Scored) else outcome
-
-
-def scores_path(spool_dir: str, chunk_index: int) -> str:
-    """Where the scores of a chunk are put aside."""
-    return posixpath.join(spool_dir, f"scores-{chunk_index:08d}.jsonl")
-
-
-def map_path(spool_dir: str, index: int) -> str:
-    """Where the map of an input is put aside."""
-    return posixpath.join(spool_dir, f"map-{index:08d}.npy")

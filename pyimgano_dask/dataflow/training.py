@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pyimgano_dask.dataflow.plan import Chunk, chunked
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
-from pyimgano_dask.dataflow.schedulers import Scheduler
+from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.sources import Answer, infer
 from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State
@@ -126,6 +126,7 @@ class _CalibrationTask:
     reader: Reader
     quantile: float | None
     roi_xyxy_norm: RoiXyxyNorm | None
+    amp: bool
     buckets: tuple[int, ...] = ()
 
 
@@ -136,12 +137,13 @@ def calibrate(
     *,
     pixel_quantile: float | None,
     roi_xyxy_norm: RoiXyxyNorm | None,
+    amp: bool = False,
 ) -> Calibration:
     """Scores of the normal images, and the histogram of their maps' pixels when `pixel_quantile` is given.
 
-    Where the ROI holds no pixel of any map, the whole maps are taken.
+    Where the ROI holds no pixel of any map, the whole maps are taken. `amp` is that of the inspection to come.
     """
-    task = _CalibrationTask(detector, images.reader, pixel_quantile, roi_xyxy_norm)
+    task = _CalibrationTask(detector, images.reader, pixel_quantile, roi_xyxy_norm, amp)
     calibration = scheduler.reduce(
         _calibrate_chunk, _merge_calibrations, chunked(images.inputs, images.chunk_size), task
     )
@@ -149,7 +151,7 @@ def calibrate(
         raise ConfigError("--train-dir: none of its images can be used:\n" + "\n".join(calibration.faults))
     roi_is_empty = calibration.roi_pixel_counts == {0}
     if roi_xyxy_norm is not None and roi_is_empty:
-        whole = calibrate(scheduler, detector, images, pixel_quantile=pixel_quantile, roi_xyxy_norm=None)
+        whole = calibrate(scheduler, detector, images, pixel_quantile=pixel_quantile, roi_xyxy_norm=None, amp=amp)
         return replace(whole, roi_pixel_counts=frozenset({0}))
     return calibration
 
@@ -160,6 +162,8 @@ def pixel_quantile(
     detector: Detector[Any],
     images: TrainingImages,
     roi_xyxy_norm: RoiXyxyNorm | None,
+    *,
+    amp: bool = False,
 ) -> float:
     """The exact pixel quantile; asks the images a second time only where the first pass did not settle it."""
     assert calibration.pixels is not None
@@ -167,7 +171,7 @@ def pixel_quantile(
     if not isinstance(answer, NeedsRefinement):
         return answer
     used_roi = None if calibration.roi_pixel_counts == {0} else roi_xyxy_norm
-    task = _CalibrationTask(detector, images.reader, calibration.pixels.q, used_roi, answer.buckets)
+    task = _CalibrationTask(detector, images.reader, calibration.pixels.q, used_roi, amp, answer.buckets)
     fine = scheduler.reduce(_refine_chunk, _merge_buckets, chunked(images.inputs, images.chunk_size), task)
     return refined_quantile(calibration.pixels, fine)
 
@@ -179,7 +183,7 @@ def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
     failed: list[Failed] = []
     for loaded, unread in task.reader.groups(chunk.rows()):
         failed += unread
-        scored, unusable = _predict(task.detector, loaded)
+        scored, unusable = _predict(task, loaded)
         failed += unusable
         scores += [score for score, _ in scored]
         crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
@@ -189,10 +193,10 @@ def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
     return Calibration(np.array(scores), pixels, frozenset(counts), *_faults(failed))
 
 
-def _predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> tuple[list[Answer], list[Failed]]:
+def _predict(task: _CalibrationTask, loaded: Sequence[Loaded]) -> tuple[list[Answer], list[Failed]]:
     """Scores and maps of the images that the detector can take, and the others with the reason."""
     scored, failed = [], []
-    for item, answer in zip(loaded, infer(detector, loaded), strict=True):
+    for item, answer in zip(loaded, infer(task.detector, loaded, amp=task.amp), strict=True):
         if isinstance(answer, InputError):
             failed.append(Failed(item.index, item.path, answer))
         else:
@@ -224,7 +228,7 @@ def _merge_calibrations(partials: Sequence[Calibration]) -> Calibration:
 def _refine_chunk(chunk: Chunk[str], task: _CalibrationTask) -> BucketHistogram:
     fine = BucketHistogram.of([], task.buckets)
     for loaded, _ in task.reader.groups(chunk.rows()):
-        scored, _ = _predict(task.detector, loaded)
+        scored, _ = _predict(task, loaded)
         crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
         fine = fine.merge(BucketHistogram.of(crops, task.buckets))
     return fine

@@ -1,6 +1,13 @@
 """Defect extraction: from an anomaly map to its mask and regions."""
 
-from pyimgano_dask.defects.explanation import REPORTED, THRESHOLDED, Step, Waterfall, add_waterfalls
+from pyimgano_dask.defects.explanation import (
+    REPORTED,
+    THRESHOLDED,
+    Step,
+    Waterfall,
+    add_waterfalls,
+    waterfall_of_record,
+)
 from pyimgano_dask.defects.extract import Defects, MapStats, check_map, extract_defects, scale_to_image
 from pyimgano_dask.defects.image_space import boxes_to_image
 from pyimgano_dask.defects.regions import Region, RegionTable
@@ -21,4 +28,5 @@ __all__ = [
     "extract_defects",
     "roi_slices",
     "scale_to_image",
+    "waterfall_of_record",
 ]

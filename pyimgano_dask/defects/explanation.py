@@ -7,7 +7,7 @@ through every control that is on. A component counts as dropped by the control a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import Any
@@ -25,6 +25,12 @@ from pyimgano_dask.settings.defects import DefectSettings
 THRESHOLDED = "thresholded"
 REPORTED = "reported"
 ROI_CLIP = "roi_clip"
+CONTROLS = (
+    *("roi_xyxy_norm", "border_ignore_px", "map_smoothing", "hysteresis", "open_ksize", "close_ksize"),
+    *("min_area", "min_score_max", "min_score_mean", "min_fill_ratio", "max_aspect_ratio", "min_solidity"),
+    *("fill_holes", ROI_CLIP, "merge_nearby", "max_regions"),
+)
+"""Every control, in the order in which they act."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,17 @@ def add_waterfalls(one: Waterfall, other: Waterfall) -> Waterfall:
             mine.pixels_left + theirs.pixels_left,
         )
         for mine, theirs in zip(one, other, strict=True)
+    )
+
+
+def waterfall_of_record(suppressed: Mapping[str, Any]) -> Waterfall:
+    """The waterfall in `defects.suppressed` of a JSONL record, controls in the order in which they act."""
+    first, last = suppressed[THRESHOLDED], suppressed[REPORTED]
+    controls = suppressed["controls"]
+    return (
+        Step(THRESHOLDED, 0, 0, 0, first["components"], first["pixels"]),
+        *(Step(control, **controls[control]) for control in sorted(controls, key=CONTROLS.index)),
+        Step(REPORTED, 0, 0, 0, last["components"], last["pixels"]),
     )
 
 

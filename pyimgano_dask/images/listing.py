@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import os
 import re
@@ -61,7 +62,7 @@ class InputList:
         self.specs = tuple(specs)
         self.base_dir = base_dir
         self.kind = kind
-        self._count: int | None = None
+        self._seen: tuple[int, str] | None = None
 
     def __iter__(self) -> Iterator[str]:
         """Yield every input. Raises ConfigError on reaching a spec that `check` would refuse."""
@@ -69,27 +70,39 @@ class InputList:
             yield from _expand(spec, self.base_dir, self.kind)
 
     def count(self) -> int:
-        """How many inputs there are: one streaming pass the first time. Raises ConfigError like iterating."""
-        if self._count is None:
-            self._count = sum(1 for _ in self)
-        return self._count
+        """How many inputs there are: one streaming pass the first time. Raises ConfigError like `check`."""
+        return self._look_once()[0]
+
+    def digest(self) -> str:
+        """SHA-256 of the paths in their order, in hexadecimal; settled in the same pass as `count`."""
+        return self._look_once()[1]
 
     def check(self) -> None:
-        """Raise one ConfigError that names every unusable spec; the pass also settles `count`."""
+        """Raise one ConfigError that names every unusable spec; the pass also settles `count` and `digest`."""
+        self._look_once()
+
+    def _look_once(self) -> tuple[int, str]:
+        if self._seen is None:
+            self._seen = self._look()
+        return self._seen
+
+    def _look(self) -> tuple[int, str]:
         if not self.specs:
             raise ConfigError(
                 "no input is given; name at least one image file, folder, glob, @list.txt or URL with --input"
             )
-        count = 0
+        count, digest = 0, hashlib.sha256()
         faults = []
         for spec in self.specs:
             try:
-                count += sum(1 for _ in _expand(spec, self.base_dir, self.kind))
+                for path in _expand(spec, self.base_dir, self.kind):
+                    count += 1
+                    digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
             except ConfigError as error:
                 faults.append(str(error))
         if faults:
             raise ConfigError("\n".join(faults))
-        self._count = count
+        return count, digest.hexdigest()
 
 
 def _expand(spec: str, base_dir: str, kind: FileKind) -> Iterator[str]:

@@ -9,10 +9,18 @@ from pyimgano_dask.settings.defects import clamped_roi
 from pyimgano_dask.settings.run import InferSettings
 
 WITHOUT_DEFECTS = ("defects.enabled", "defects.preset")
+JSON_BYTES_A_PIXEL = 20
+"""What a float32 takes in a record, on average: 17 or 18 digits, a point, a comma and a space."""
 
 
 def advice(settings: InferSettings, explicit: Set[Path]) -> Iterator[str]:
     """One sentence for each setting that has no effect; `explicit` are the paths of knobs given as flags."""
+    if settings.output.include_anomaly_map_values:
+        small, large = (JSON_BYTES_A_PIXEL * side**2 / 1e6 for side in (256, 1024))
+        yield (
+            f"--include-anomaly-map-values takes about {JSON_BYTES_A_PIXEL} bytes a pixel: {small:.1f} MB a record for "
+            f"maps of 256×256, {large:.0f} MB for 1024×1024; --save-maps keeps the same values in 4 bytes a pixel"
+        )
     defects = settings.defects
     if not defects.enabled:
         for knob in knobs():

@@ -25,7 +25,10 @@ class Command:
 INFER = Command("pyimgano-infer", without=("stored",))
 RESCORE = Command(
     "pyimgano-rescore",
-    without=("model", "training", "adaptation", "output.save_maps", "output.include_anomaly_map_values"),
+    without=(
+        *("model", "training", "adaptation", "output.save_maps", "output.include_anomaly_map_values"),
+        "dataflow.amp",
+    ),
 )
 
 

@@ -112,6 +112,12 @@ class OutputSettings(Block):
         "Put every value of the anomaly map into its record (very large). Needs --include-maps.",
         flag="--include-anomaly-map-values",
     )
+    profile: bool = knob(
+        False, "Print the seconds and the memory of each stage to standard error after the run.", flag="--profile"
+    )
+    profile_json: str | None = knob(
+        None, "Write the same as JSON to this file, when the run ends well.", flag="--profile-json", metavar="FILE"
+    )
 
     @property
     def fixed_overlay_scale(self) -> tuple[float, float] | None:
@@ -157,7 +163,8 @@ class StoredMapSettings(Block):
 class DataflowSettings(Block):
     """How the work is cut up and where it runs.
 
-    Of these only `batch_size` changes a byte: it is the shard size of zarr stores.
+    Of these only `batch_size` changes a byte (it is the shard size of zarr stores, and how many inputs are lost with a
+    chunk that kills its workers), and `amp` where a detector runs on CUDA.
     """
 
     scheduler: str = knob(
@@ -168,17 +175,61 @@ class DataflowSettings(Block):
         metavar="SCHEDULER",
     )
     workers: int | None = knob(
-        None, "Threads or processes to use (default: one a core).", flag="--workers", metavar="N", ge=1
+        None,
+        "Threads or processes to use (default: one a core, or one for every --threads-per-task cores).",
+        flag="--workers",
+        metavar="N",
+        ge=1,
+    )
+    threads_per_task: int = knob(
+        1,
+        "Threads that OpenCV, BLAS and torch use inside a task; for detectors that gain more from them than from "
+        "further workers. Changes no result.",
+        flag="--threads-per-task",
+        metavar="N",
+        ge=1,
+        le=1024,
     )
     batch_size: int = knob(
         0, f"Inputs a task works on; 0 takes {DEFAULT_BATCH_SIZE}.", flag="--batch-size", metavar="N", ge=0, le=10**6
     )
+    amp: bool = knob(
+        False,
+        "Run detectors in torch's inference mode, and with automatic mixed precision on CUDA; where torch or CUDA is "
+        "missing, warn and go on without.",
+        flag="--amp",
+    )
     run_dir: str | None = knob(
         None,
-        "Folder for the shards of this run; on a cluster every worker must reach it "
+        "Folder for the shards of this run, its plan and its fitted detector; on a cluster every worker must reach it "
         "(default: a temporary folder beside --save-jsonl).",
         flag="--run-dir",
         metavar="DIR",
+    )
+    resume: bool | None = knob(
+        None,
+        "Go on with the unfinished run in --run-dir, if there is one; --no-resume starts anew (default: start, but not "
+        "over an unfinished run).",
+        flag="--resume",
+    )
+    retries: int = knob(
+        2,
+        "How often a chunk is tried again whose task failed or whose worker died, before its inputs become error "
+        "records.",
+        flag="--retries",
+        metavar="N",
+        ge=0,
+        le=100,
+    )
+    max_errors: int = knob(
+        0, "Stop the run at so many error records; 0 never stops it.", flag="--max-errors", metavar="N", ge=0
+    )
+    gpu_resource: str | None = knob(
+        None,
+        "On a cluster: infer on workers started with this resource (`dask worker --resources GPU=1`), and do the rest "
+        "on the others.",
+        flag="--gpu-resource",
+        metavar="NAME",
     )
     keep_parts: bool = knob(False, "Keep the JSONL shards after they are merged.", flag="--keep-parts")
     progress: bool | None = knob(
@@ -255,6 +306,10 @@ class InferSettings(Block):
             faults.append("--calibration-quantile needs --train-dir (a folder of normal images to calibrate on)")
         if self.defects.image_space and not self.defects.enabled:
             faults.append("--defects-image-space needs --defects")
+        if self.dataflow.resume and self.dataflow.run_dir is None:
+            faults.append("--resume needs --run-dir (the folder of the run to go on with)")
+        if self.dataflow.gpu_resource is not None and self.dataflow.scheduler in LOCAL_SCHEDULERS:
+            faults.append("--gpu-resource needs --scheduler with the address or file of a cluster")
         if faults:
             raise ValueError("; ".join(faults))
         return self

@@ -15,6 +15,7 @@ from pyimgano_dask.urls import join
 MANIFEST_NAME = "run.json"
 CONFIG_NAME = "infer_config.json"
 DETECTOR_NAME = "detector.npz"
+PLAN_NAME = "plan.json"
 STORED_BLOCKS = ("defects", "threshold", "threshold_provenance", "pixel_threshold_provenance")
 """Top-level keys of an infer config that defects depend on: what a manifest keeps, and all that is taken from one."""
 

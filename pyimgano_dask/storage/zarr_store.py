@@ -35,23 +35,23 @@ _ARRAY_NAME = re.compile(r"[1-9]\d*x[1-9]\d*")
 _COMPRESSOR = ZstdCodec(level=1, checksum=True)
 
 
-def create_store(path: str) -> None:
+def create_store(path: str, *, anew: bool = True) -> None:
     """Create the store, a zarr v3 group without rows; done once, before any `write_rows`.
 
-    Rows of an earlier run are removed, anything else in the group is left alone. Raises RunError when `path` holds
-    another kind of zarr store.
+    Rows of an earlier run are removed if it is made `anew`; anything else in the group is left alone. Raises RunError
+    when `path` holds another kind of zarr store.
     """
     try:
-        tried_again(lambda: _create_empty(path))
+        tried_again(lambda: _create(path, anew))
     except (ContainsArrayError, ContainsGroupError, FileNotFoundError) as error:
         raise RunError(f"{path!r} is not a zarr v3 group ({error}); name a new store or remove this one") from error
     except OSError as error:
         raise RunError(f"the store {path!r} cannot be created: {error}; make room or access and run again") from error
 
 
-def _create_empty(path: str) -> None:
+def _create(path: str, anew: bool) -> None:
     group = zarr.open_group(_store(path), mode="a", zarr_format=3)
-    for name in _names_in(group):
+    for name in _names_in(group) if anew else ():
         del group[name]
 
 

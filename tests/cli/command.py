@@ -56,10 +56,7 @@ def command(
 def parse_records(data: bytes) -> list[dict[str, Any]]:
     """Records of a JSONL: strict JSON, keys sorted, `index` 0, 1, …, and each with a score or an error in words."""
     assert data == b"" or data.endswith(b"\n")
-    records = [
-        json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_sorted_object)
-        for line in data.split(b"\n")[:-1]
-    ]
+    records = [parse_strict(line) for line in data.split(b"\n")[:-1]]
     assert [record["index"] for record in records] == list(range(len(records)))
     for record in records:
         assert isinstance(record["input"], str)
@@ -70,6 +67,11 @@ def parse_records(data: bytes) -> list[dict[str, Any]]:
             assert record["error"]["stage"] in ERROR_STAGES
             assert len(record["error"]["message"]) > 15
     return records
+
+
+def parse_strict(data: bytes) -> Any:
+    """A value as strict JSON, in which the keys of each object are sorted."""
+    return json.loads(data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_sorted_object)
 
 
 def _refuse(name: str) -> NoReturn:

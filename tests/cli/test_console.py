@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pyimgano_dask.cli.console import print_summary, setting_in_words
 from pyimgano_dask.dataflow.inspection import RunSummary, Thresholds
+from pyimgano_dask.dataflow.tally import Tally
 from pyimgano_dask.defects import Step, Waterfall
 from pyimgano_dask.settings.defects import DefectSettings
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
@@ -66,7 +67,7 @@ def waterfall(scale: int = 1) -> Waterfall:
 
 def printed(steps: Waterfall = (), width: int = 80, **given: Any) -> str:
     settings = resolve(given_by_keyword({**EVERY_CONTROL, **given})).settings
-    summary = RunSummary(settings, "a_detector", "sync", Thresholds(pixel=1.0), waterfall=steps)
+    summary = RunSummary(settings, "a_detector", "sync", Thresholds(pixel=1.0), Tally(waterfall=steps))
     text = io.StringIO()
     print_summary(summary, Console(file=text, width=width))
     return text.getvalue()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.command import command
 from tests.cli.conftest import Trained
+from tests.conftest import hashes_below
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,6 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ["--save-jsonl", "DISK/out.jsonl", "--include-maps", "--include-anomaly-map-values"],
         ["--save-maps", "DISK/maps"],
         ["--save-maps", "DISK/maps.zarr"],
-        ["--run-dir", "DISK/run", "--include-maps", "--include-anomaly-map-values"],
     ],
     ids=lambda flags: flags[0] + flags[1].removeprefix("DISK"),
 )
@@ -59,3 +59,28 @@ def test_a_full_disk_ends_the_run_in_words(
     assert [path for path in left if "jsonl" in path.name or path.name.startswith(".")] == []
     for path in left:
         path.unlink()
+
+
+def test_after_space_is_made_the_run_goes_on(trained: Trained, small_disk: Path, tmp_path: Path) -> None:
+    common = [*trained.source, "--batch-size", "2", "--input", *[trained.parts.test_dir] * 8]
+    maps = ["--save-maps", str(small_disk / "maps")]
+    resumable = [*common, *maps, "--run-dir", str(small_disk / "run"), "--keep-parts", "--resume"]
+
+    answer = command(*resumable, "--save-jsonl", "records.jsonl", cwd=tmp_path)
+    assert answer.code == 1
+    first, second = answer.stderr.splitlines()
+    assert "No space left on device" in first
+    assert "--resume goes on" in second
+    assert not (tmp_path / "records.jsonl").exists()
+    done = {path.name: path.stat().st_ino for path in (small_disk / "run/parts").glob("part-*")}
+    assert done
+
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    answer = command(*resumable, "--save-jsonl", "records.jsonl", cwd=tmp_path)
+    assert answer.code == 0, answer.stderr
+    resumed = (tmp_path / "records.jsonl").read_bytes(), hashes_below(small_disk / "maps")
+    after = {path.name: path.stat().st_ino for path in (small_disk / "run/parts").glob("part-*")}
+    assert done.items() < after.items()
+
+    assert command(*common, *maps, "--save-jsonl", "whole.jsonl", cwd=tmp_path).code == 0
+    assert resumed == ((tmp_path / "whole.jsonl").read_bytes(), hashes_below(small_disk / "maps"))

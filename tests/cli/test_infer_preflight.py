@@ -18,6 +18,8 @@ from pyimgano_dask.cli.infer import main
 from tests.cli.command import CAN_BE_DENIED, command, everything_in
 from tests.cli.conftest import MODEL, Trained
 
+FILE_FLAGS = ("--save-jsonl", "--profile-json")
+
 
 class Place:
     """A folder with one input image; `refused` runs the command there."""
@@ -103,20 +105,34 @@ class TestOutputs:
         assert line.startswith(f"{flag}: ")
         assert "'/proc/pyimgano'" in line
 
+    @pytest.mark.parametrize("flag", FILE_FLAGS)
     @pytest.mark.parametrize(
-        ("path", "reason"), [("empty", "folder"), ("/proc/out.jsonl", "cannot write"), ("file/out.jsonl", "is a file")]
+        ("path", "reason"),
+        [
+            ("empty", "folder"),
+            ("/proc/out.jsonl", "cannot write"),
+            ("file/out.jsonl", "is a file"),
+            ("s3://bucket/out.jsonl", "is a URL"),
+        ],
     )
-    def test_a_jsonl_that_cannot_be_written(self, place: Place, path: str, reason: str) -> None:
-        (line,) = place.refused("--save-jsonl", path)
-        assert line.startswith("--save-jsonl: ")
+    def test_a_file_that_cannot_be_written(self, place: Place, flag: str, path: str, reason: str) -> None:
+        (line,) = place.refused(flag, path)
+        assert line.startswith(f"{flag}: ")
         assert reason in line
 
-    def test_a_jsonl_that_is_a_pipe_or_a_device(self, place: Place) -> None:
+    @pytest.mark.parametrize("flag", FILE_FLAGS)
+    def test_a_file_that_is_a_pipe_or_a_device(self, place: Place, flag: str) -> None:
         pipe = place.folder / "pipe"
         os.mkfifo(pipe)
-        (line,) = place.refused("--save-jsonl", "pipe")
-        assert line.startswith("--save-jsonl: 'pipe'")
+        (line,) = place.refused(flag, "pipe")
+        assert line.startswith(f"{flag}: 'pipe'")
         assert stat.S_ISFIFO(pipe.lstat().st_mode)
+
+    @pytest.mark.parametrize("other", ["out.json", "./out.json", "link/../out.json"])
+    def test_records_and_profile_in_one_file(self, place: Place, other: str) -> None:
+        (place.folder / "link").symlink_to("images")
+        (line,) = place.refused("--save-jsonl", "images/../out.json", "--profile-json", other)
+        assert "--profile-json and --save-jsonl" in line
 
     @pytest.mark.parametrize(
         ("flags", "folders"),
@@ -277,21 +293,23 @@ def test_what_is_odd_about_a_config_is_said_before_what_is_wrong(tmp_path: Path)
     assert any("error" in line for line in rest)
 
 
+@pytest.mark.parametrize("flag", FILE_FLAGS)
 @pytest.mark.parametrize("name", ["run.json", "infer_config.json", "detector.npz"])
-def test_records_are_not_written_where_the_run_itself_writes(name: str, trained: Trained, tmp_path: Path) -> None:
+def test_nothing_is_written_where_the_run_itself_writes(flag: str, name: str, trained: Trained, tmp_path: Path) -> None:
     source = ("--infer-config", trained.infer_config, "--input", trained.parts.test_dir)
-    answer = command(*source, "--run-dir", "R", "--save-jsonl", f"R/{name}", cwd=tmp_path)
+    answer = command(*source, "--run-dir", "R", flag, f"R/{name}", cwd=tmp_path)
     assert answer.code == 2
-    assert "--save-jsonl: the run itself writes" in answer.stderr
+    assert f"{flag}: the run itself writes" in answer.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_records_are_not_written_over_an_image_that_is_read(trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", FILE_FLAGS)
+def test_nothing_is_written_over_an_image_that_is_read(flag: str, trained: Trained, tmp_path: Path) -> None:
     shutil.copytree(trained.parts.test_dir, tmp_path / "in")
     image = next((tmp_path / "in").rglob("*.png"))
     before = image.read_bytes()
     source = ("--infer-config", trained.infer_config, "--input", "in")
-    answer = command(*source, "--save-jsonl", str(image), cwd=tmp_path)
+    answer = command(*source, flag, str(image), cwd=tmp_path)
     assert answer.code == 2
-    assert "--save-jsonl: " in answer.stderr
+    assert f"{flag}: " in answer.stderr
     assert image.read_bytes() == before

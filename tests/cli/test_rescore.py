@@ -344,8 +344,9 @@ class TestOutputs:
         shard = "run/parts/part-00000000.jsonl"
         assert (place.folder / shard).exists()
         for given in ("records.jsonl", "link.jsonl", "maps/../records.jsonl", "run/run.json", shard):
-            (line,) = place.refused(*RUN, "--save-jsonl", given)
-            assert line.startswith("--save-jsonl: ")
+            for flag in ("--save-jsonl", "--profile-json"):
+                (line,) = place.refused(*RUN, flag, given)
+                assert line.startswith(f"{flag}: ")
 
     @pytest.mark.parametrize(
         ("source", "folder"),
@@ -369,8 +370,9 @@ class TestOutputs:
 
     def test_records_over_a_map_that_is_read(self, place: Place) -> None:
         one = next((place.folder / "maps").iterdir()).relative_to(place.folder)
-        (line,) = place.refused(*MAPS, "--save-jsonl", str(one))
-        assert line.startswith("--save-jsonl: ")
+        for flag in ("--save-jsonl", "--profile-json"):
+            (line,) = place.refused(*MAPS, flag, str(one))
+            assert line.startswith(f"{flag}: ")
 
     def test_overlays_among_the_images_of_the_run(self, place: Place) -> None:
         folder = Path(json.loads((place.folder / "records.jsonl").read_text().splitlines()[0])["input"]).parent

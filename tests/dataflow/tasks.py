@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+from threadpoolctl import threadpool_info
 
 from pyimgano_dask.dataflow.plan import Chunk, chunked
+from pyimgano_dask.errors import RunError
 from tests.conftest import wait_until
 
 
@@ -50,12 +53,24 @@ def fail_at_three(chunk: Chunk, common: None) -> int:
     return chunk.index
 
 
-def leave_file_and_fail_at_six(chunk: Chunk, folder: str) -> int:
-    """Leaves a file named after the chunk, then raises for chunk 6."""
-    index = leave_file(chunk, folder)
-    if index == 6:
-        raise LookupError("chunk 6 is odd")
-    return index
+def fail_twice_at_three(chunk: Chunk, folder: str) -> int:
+    """Raises for chunk 3 the first two times."""
+    if chunk.index == 3 and len(failures := list(Path(folder).iterdir())) < 2:
+        (Path(folder) / f"failure-{len(failures)}").touch()
+        raise LookupError("chunk 3 is odd")
+    return chunk.index
+
+
+def process_of(chunk: Chunk, common: None) -> int:
+    """The process that works on the chunk."""
+    return os.getpid()
+
+
+def end_the_run_at_three(chunk: Chunk, common: None) -> int:
+    """Raises for chunk 3 what is not the fault of a chunk."""
+    if chunk.index == 3:
+        raise RunError("the disk is full at 3")
+    return chunk.index
 
 
 def die_at_three(chunk: Chunk, common: None) -> int:
@@ -98,3 +113,10 @@ def use_counted(chunk: Chunk, common: CountsArrivals) -> int:
 def longest(processes: Sequence[int]) -> int:
     """A join that needs no value in particular."""
     return max(processes)
+
+
+def native_threads(chunk: Chunk, common: None) -> list[int]:
+    """How many threads OpenCV and each BLAS library use inside a task; torch too where it is loaded."""
+    blas = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    torch = sys.modules.get("torch")
+    return [cv2.getNumThreads(), *blas, *([torch.get_num_threads()] if torch else [])]

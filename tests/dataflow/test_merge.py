@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyimgano_dask.dataflow.merge import OrderedMerge, part_path
+from pyimgano_dask.dataflow.merge import OrderedMerge
+from pyimgano_dask.dataflow.shards import part_path
 
 SHARDS = st.lists(st.binary(max_size=40), max_size=12)
 

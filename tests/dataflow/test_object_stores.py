@@ -14,7 +14,8 @@ import zarr
 import pyimgano_dask
 from pyimgano_dask import ConfigError
 from pyimgano_dask.dataflow.inspection import RunSummary
-from tests.conftest import Ended, hashes_below, infer_command, run_python, start_cluster
+from tests.cluster import start_cluster
+from tests.conftest import Ended, hashes_below, infer_command, run_python
 from tests.object_store import Bucket, CutLine, closed_port, cut_line, reached_by
 
 MODEL = "vision_pixel_mean_absdiff_map"
@@ -155,7 +156,7 @@ class TestRescoring:
         folder = bucket.put_folder(at / "maps", "maps")
         store = bucket.put_folder(at / "stored.zarr", "stored.zarr")
         for there, here in ((folder, "maps"), (f"{folder}/*.npy", "maps/*.npy"), (store, "stored.zarr")):
-            runs = [pyimgano_dask.rescore(maps=maps, pixel_threshold=2, scheduler="sync") for maps in (there, here)]
+            runs = [pyimgano_dask.rescore(maps=maps, pixel_threshold=0.1, scheduler="sync") for maps in (there, here)]
             assert runs[0].n_regions > 0
             assert without(runs[0].records(), bucket.url("")) == without(runs[1].records())
 

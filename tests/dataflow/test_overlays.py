@@ -23,15 +23,17 @@ from pyimgano_dask.dataflow.inspection import (
     inspect,
     stored_source,
 )
+from pyimgano_dask.dataflow.plan import RunPlan
 from pyimgano_dask.dataflow.reading import Reader
-from pyimgano_dask.dataflow.schedulers import Scheduler, open_scheduler
+from pyimgano_dask.dataflow.run_folder import find_run_folder
+from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
 from pyimgano_dask.detectors.base import Detector, Image, Prediction
 from pyimgano_dask.errors import RunError
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 from pyimgano_dask.settings.run import InferSettings
 from tests.conftest import hashes_below
-from tests.dataflow.doubles import ShuffledScheduler, WaitsForOthers
+from tests.dataflow.doubles import ShuffledScheduler, WaitsForOthers, opened
 
 HW = (24, 32)
 LEVEL = 100
@@ -207,14 +209,18 @@ class TestSpool:
         infer(at, overlay_scale="run", run_dir="run", keep_parts=True)
         assert sorted(path.name for path in (at / "run/parts").iterdir()) == [f"part-{k:08d}.jsonl" for k in range(3)]
 
-    @pytest.mark.parametrize("keep", [False, True])
     @pytest.mark.parametrize("fails", ["survey", "inspection"])
-    def test_is_gone_after_a_run_that_failed(self, at: Path, keep: bool, fails: str) -> None:
+    def test_is_gone_after_a_run_that_failed(self, at: Path, fails: str) -> None:
         inputs = Changing(["in/0.png", "in/1.png", "in/2.png"], [1] if fails == "survey" else [3, 1])
-        with pytest.raises((RunError, OSError)):
-            inspect_with(at, ReferenceFree(), inputs, 3, run_dir="run", keep_parts=keep)
-        assert {path.name[:5] for path in (at / "run").rglob("*")} <= {"parts", "part-"}
-        assert (at / "run/parts").exists() == keep
+        with pytest.raises(RunError, match="the input list changed"):
+            inspect_with(at, ReferenceFree(), inputs, 3)
+        assert [path.name for path in (at / "out").iterdir()] == ["overlays"]
+
+    def test_stays_in_a_folder_of_the_run_that_failed(self, at: Path) -> None:
+        inputs = Changing(["in/0.png", "in/1.png", "in/2.png"], [3, 1])
+        with pytest.raises(RunError, match="--resume"):
+            inspect_with(at, ReferenceFree(), inputs, 3, run_dir="run")
+        assert len(list((at / "run/parts/.spool").glob("map-*.npy"))) == 3
         assert not (at / "run/run.json").exists()
 
 
@@ -260,8 +266,9 @@ def inspect_with(
         images=stored_source(resolved, str(place)),
     )
     summary = RunSummary(resolved, detector.name, "sync", thresholds)
-    with open_scheduler("sync", None, n_inputs) as scheduler:
-        inspect(work, on or scheduler, io.BytesIO(), SilentProgress(), summary)
+    folder = find_run_folder(resolved, str(place), RunPlan(n_inputs, resolved.dataflow.chunk_size, {}))
+    with opened("sync", None, n_inputs) as scheduler, folder.begun():
+        inspect(work, on or scheduler, folder, io.BytesIO(), SilentProgress(), summary)
     lines = (place / "out/records.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], summary
 

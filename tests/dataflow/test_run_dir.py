@@ -12,6 +12,7 @@ import pytest
 from pyimgano_dask.synthesis import InspectionSet
 from tests.conftest import infer_command
 
+RUN_FILES = {"detector.npz", "infer_config.json", "plan.json", "run.json"}
 DEFECTS = ("--defects", "--defect-min-area", 4, "--defect-border-ignore-px", 2)
 
 
@@ -39,7 +40,7 @@ def without_provenance(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_run_folder_holds_the_detector_the_config_and_the_kept_shards(first: Path) -> None:
-    assert {path.name for path in (first / "R").iterdir()} == {"detector.npz", "infer_config.json", "run.json", "parts"}
+    assert {path.name for path in (first / "R").iterdir()} == RUN_FILES | {"parts"}
     shards = sorted((first / "R/parts").iterdir())
     assert len(shards) == 7
     assert b"".join(shard.read_bytes() for shard in shards) == (first / "records.jsonl").read_bytes()
@@ -92,7 +93,7 @@ def test_shards_are_gone_unless_they_are_kept(first: Path, parts: InspectionSet,
     done = infer_command(*source, "--save-jsonl", "out/records.jsonl", cwd=tmp_path)
     assert done.rc == 0, done.stderr
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"out/records.jsonl", "R/detector.npz", "R/infer_config.json", "R/run.json"}
+    assert files == {"out/records.jsonl", *(f"R/{name}" for name in RUN_FILES)}
     assert not list(tmp_path.glob("out/.*"))
 
 

@@ -20,7 +20,7 @@ from pyimgano_dask.dataflow.inspection import RunSummary, Thresholds
 from pyimgano_dask.dataflow.merge import OrderedMerge
 from pyimgano_dask.dataflow.plan import chunked
 from pyimgano_dask.dataflow.reading import Reader
-from pyimgano_dask.dataflow.schedulers import Scheduler, open_scheduler
+from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector
@@ -28,9 +28,9 @@ from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.storage.zarr_store import create_store
-from pyimgano_dask.synthesis import InspectionSet
+from pyimgano_dask.synthesis import InspectionSet, write_inspection_set
 from tests.conftest import hashes_below, infer_command
-from tests.dataflow.doubles import BIG_SIDE_PX, ShuffledScheduler, WaitsForOthers
+from tests.dataflow.doubles import BIG_SIDE_PX, ShuffledScheduler, WaitsForOthers, none_is_lost, opened
 
 Workplace = Callable[[str], Path]
 
@@ -155,6 +155,57 @@ def test_stores_are_the_same_on_every_scheduler(
     assert hashes_below(place / "out") == hashes_below(stores_at / "out")
 
 
+@pytest.mark.parametrize("kind", ["threads x2", "processes x2", pytest.param("local-cluster x2", marks=CLUSTER)])
+def test_threads_inside_a_task_change_no_byte(
+    kind: str, files_at: Path, workplace: Workplace, request: pytest.FixtureRequest
+) -> None:
+    place = workplace("threads")
+    infer_at(place, **TRAINING, **DEFECTS, **FILES, **where(kind, request), threads_per_task=2)
+    assert hashes_below(place / "out") == hashes_below(files_at / "out")
+
+
+LARGE: dict[str, dict[str, Any]] = {
+    "gaussian in colour": {
+        "model": "vision_pixel_gaussian_map",
+        "model_kwargs": {"color": "rgb", "resize_hw": [512, 512]},
+        "train_dir": "train/good",
+    },
+    "bent references": {
+        "model": "vision_reference_diff_map",
+        "model_kwargs": {"registration": "local", "gain_grid": 4},
+        "reference_dir": "train/good/000.png",
+        "pixel_threshold": 12.0,
+    },
+    "shifted references": {
+        "model": "vision_reference_diff_map",
+        "model_kwargs": {"registration": "translation"},
+        "reference_dir": "train/good/001.png",
+        "pixel_threshold": 12.0,
+    },
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_threads_inside_a_task_change_no_byte_of_large_images(name: str, tmp_path: Path) -> None:
+    write_inspection_set(tmp_path, n_train=3, n_good=1, n_per_defect=1, sizes_hw=((600, 800), (1000, 700)))
+    extraction = {
+        "defects": True,
+        "defect_map_smoothing": "gaussian",
+        "defect_map_smoothing_sigma": 1.5,
+        "defect_hysteresis": True,
+        "defect_open_ksize": 2,
+        "defect_close_ksize": 3,
+        "defect_min_solidity": 0.1,
+        "defect_fill_holes": True,
+    }
+    hashes = []
+    for threads_per_task in (1, 2, 8):
+        given = {**LARGE[name], **extraction, **FILES, "scheduler": "sync", "threads_per_task": threads_per_task}
+        assert infer_at(tmp_path, input="test", **given).n_regions > 0
+        hashes.append(hashes_below(tmp_path / "out"))
+    assert hashes[0] == hashes[1] == hashes[2]
+
+
 @pytest.mark.parametrize("output", [FILES, STORES], ids=["files", "stores"])
 def test_a_second_run_into_the_same_folders_changes_nothing(
     output: dict[str, Any], trained: dict[str, Any], workplace: Workplace
@@ -218,7 +269,7 @@ def inspect_by_pieces(
             arrivals.append(receipt.index)
             merge.add(receipt.index)
 
-        scheduler.run(process_chunk, chunked(inputs, settings.dataflow.chunk_size), job, on_receipt)
+        scheduler.run(process_chunk, chunked(inputs, settings.dataflow.chunk_size), job, on_receipt, none_is_lost)
     return arrivals
 
 
@@ -255,10 +306,10 @@ def test_a_slow_chunk_is_overtaken_and_still_comes_first(
         detector = WaitsForOthers.create(folder=str(place / "parts"), others=others)
         return place, inspect_by_pieces(scheduler, settings, thresholds, detector, place)
 
-    with open_scheduler("sync", None, len(small)) as scheduler:
+    with opened("sync", None, len(small)) as scheduler:
         expected, _ = inspect("in-turn", 0, scheduler)
     there = where(kind, request)
-    with open_scheduler(there["scheduler"], there.get("workers"), len(small)) as scheduler:
+    with opened(there["scheduler"], there.get("workers"), len(small)) as scheduler:
         place, arrivals = inspect("overtaken", 3, scheduler)
     assert arrivals.index(0) >= 2
     assert hashes_below(place / "out") == hashes_below(expected / "out")

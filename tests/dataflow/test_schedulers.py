@@ -16,11 +16,12 @@ import cv2
 import pytest
 
 from pyimgano_dask.dataflow.plan import Chunk
-from pyimgano_dask.dataflow.schedulers import Scheduler, open_scheduler
+from pyimgano_dask.dataflow.scheduler import Loss, Scheduler
 from pyimgano_dask.errors import ConfigError, RunError
 from pyimgano_dask.synthesis import InspectionSet
 from tests.conftest import DaskCluster, start_cluster, wait_until
 from tests.dataflow import tasks
+from tests.dataflow.doubles import none_is_lost, opened
 
 CLUSTER = pytest.mark.cluster
 COUNTS = (0, 1, 2, 95, 96, 97, 200)
@@ -42,8 +43,8 @@ def scheduler(kind: str, request: pytest.FixtureRequest) -> Iterator[Scheduler]:
     name, _, workers = kind.partition(" x")
     if name == "address":
         name = request.getfixturevalue("dask_cluster").address
-    with open_scheduler(name, int(workers) if workers else None, n_inputs=1) as opened:
-        yield opened
+    with opened(name, int(workers) if workers else None) as scheduler:
+        yield scheduler
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -55,7 +56,7 @@ def test_every_result_comes_exactly_once_and_in_the_callers_thread(scheduler: Sc
         seen[result] += 1
         threads.add(threading.get_ident())
 
-    scheduler.run(tasks.name_of, tasks.chunks(count), "c", on_result)
+    scheduler.run(tasks.name_of, tasks.chunks(count), "c", on_result, none_is_lost)
     assert seen == Counter(f"c{index} " for index in range(count))
     assert threads <= {threading.get_ident()}
 
@@ -69,14 +70,37 @@ def test_a_reduction_joins_in_the_order_of_the_chunks(scheduler: Scheduler, coun
 def test_results_come_while_the_run_goes_on(scheduler: Scheduler, tmp_path: Path) -> None:
     n_done = []
     scheduler.run(
-        tasks.leave_file, tasks.chunks(96), str(tmp_path), lambda _: n_done.append(len(list(tmp_path.iterdir())))
+        tasks.leave_file,
+        tasks.chunks(96),
+        str(tmp_path),
+        lambda _: n_done.append(len(list(tmp_path.iterdir()))),
+        none_is_lost,
     )
     assert n_done[0] < 96 == n_done[-1]
 
 
-def test_a_fault_of_a_task_surfaces_as_it_is(scheduler: Scheduler) -> None:
-    with pytest.raises(LookupError, match="chunk 3 is odd"):
-        scheduler.run(tasks.fail_at_three, tasks.chunks(20), None, lambda _: None)
+def test_a_fault_of_a_task_costs_its_chunk(scheduler: Scheduler) -> None:
+    results: list[int] = []
+    lost: list[tuple[int, Loss]] = []
+    scheduler.run(
+        tasks.fail_at_three,
+        tasks.chunks(20),
+        None,
+        results.append,
+        lambda chunk, loss: lost.append((chunk.index, loss)),
+    )
+    assert sorted(results) == [index for index in range(20) if index != 3]
+    ((index, loss),) = lost
+    assert (index, loss.kind) == (3, "LookupError")
+    assert loss.message == "the chunk of input 3 failed once: LookupError: chunk 3 is odd"
+
+
+def test_what_ends_the_run_is_raised(scheduler: Scheduler) -> None:
+    with pytest.raises(RunError, match="the disk is full at 3"):
+        scheduler.run(tasks.end_the_run_at_three, tasks.chunks(20), None, lambda _: None, none_is_lost)
+
+
+def test_a_fault_of_a_task_surfaces_from_a_reduction_as_it_is(scheduler: Scheduler) -> None:
     with pytest.raises(LookupError, match="chunk 3 is odd"):
         scheduler.reduce(tasks.fail_at_three, tasks.longest, tasks.chunks(20), None)
 
@@ -86,7 +110,7 @@ def test_a_fault_where_results_go_surfaces_as_it_is(scheduler: Scheduler) -> Non
         raise BrokenPipeError("nobody reads")
 
     with pytest.raises(BrokenPipeError, match="nobody reads"):
-        scheduler.run(tasks.name_of, tasks.chunks(20), "c", full)
+        scheduler.run(tasks.name_of, tasks.chunks(20), "c", full, none_is_lost)
 
 
 def test_opencv_is_single_threaded_inside_a_task_and_as_before_after_it(scheduler: Scheduler) -> None:
@@ -94,7 +118,7 @@ def test_opencv_is_single_threaded_inside_a_task_and_as_before_after_it(schedule
     cv2.setNumThreads(3)
     try:
         seen: list[int] = []
-        scheduler.run(tasks.opencv_threads, tasks.chunks(8), None, seen.append)
+        scheduler.run(tasks.opencv_threads, tasks.chunks(8), None, seen.append, none_is_lost)
         assert seen == [1] * 8
         assert scheduler.reduce(tasks.opencv_threads, tasks.longest, tasks.chunks(8), None) == 1
         assert cv2.getNumThreads() == 3
@@ -109,7 +133,7 @@ def test_what_all_chunks_share_reaches_a_worker_once(scheduler: Scheduler, kind:
         common = tasks.CountsArrivals(str(folder))
         processes: list[int] = []
         if verb == "run":
-            scheduler.run(tasks.use_counted, tasks.chunks(60), common, processes.append)
+            scheduler.run(tasks.use_counted, tasks.chunks(60), common, processes.append, none_is_lost)
         else:
             processes.append(scheduler.reduce(tasks.use_counted, tasks.longest, tasks.chunks(60), common))
         arrivals = Counter(int(path.name.split("-")[0]) for path in folder.iterdir())
@@ -131,7 +155,7 @@ def test_chunks_are_read_no_further_than_the_work_in_flight(scheduler: Scheduler
             n_read += 1
             yield chunk
 
-    scheduler.run(tasks.name_of, counted(), "c", lambda _: ahead.append(n_read - len(ahead)))
+    scheduler.run(tasks.name_of, counted(), "c", lambda _: ahead.append(n_read - len(ahead)), none_is_lost)
     assert len(ahead) == n_read == 300
     assert max(ahead) <= IN_FLIGHT[kind.partition(" ")[0]]
 
@@ -147,9 +171,9 @@ def test_a_cluster_waits_with_reading_while_its_first_chunks_run(dask_cluster: D
             n_read += 1
             yield chunk
 
-    with open_scheduler(dask_cluster.address, None, n_inputs=1) as scheduler:
+    with opened(dask_cluster.address, None) as scheduler:
         runs = threading.Thread(
-            target=scheduler.run, args=(tasks.wait_for_release, counted(), str(tmp_path), results.append)
+            target=scheduler.run, args=(tasks.wait_for_release, counted(), str(tmp_path), results.append, none_is_lost)
         )
         runs.start()
         try:
@@ -163,41 +187,6 @@ def test_a_cluster_waits_with_reading_while_its_first_chunks_run(dask_cluster: D
     assert sorted(results) == list(range(100))
 
 
-DEAD_PROCESS = r"worker process died.*--workers.*--batch-size"
-
-
-def test_a_worker_process_that_dies_ends_a_run_in_words() -> None:
-    with open_scheduler("processes", 2, n_inputs=1) as scheduler, pytest.raises(RunError, match=DEAD_PROCESS):
-        scheduler.run(tasks.die_at_three, tasks.chunks(8), None, lambda _: None)
-
-
-def test_a_worker_process_that_dies_ends_a_reduction_in_words() -> None:
-    with open_scheduler("processes", 2, n_inputs=1) as scheduler, pytest.raises(RunError, match=DEAD_PROCESS):
-        scheduler.reduce(tasks.die_at_three, tasks.longest, tasks.chunks(8), None)
-
-
-@pytest.mark.cluster
-def test_a_cluster_goes_on_without_a_killed_worker(tmp_path: Path) -> None:
-    results: list[int] = []
-    with open_scheduler("local-cluster", 2, n_inputs=1) as scheduler:
-        scheduler.run(tasks.die_once, tasks.chunks(20), str(tmp_path), results.append)
-    assert (tmp_path / "killed").exists()
-    assert sorted(results) == list(range(20))
-
-
-@pytest.mark.cluster
-def test_a_cluster_whose_only_worker_was_killed_goes_on_or_ends_in_words(tmp_path: Path) -> None:
-    results: list[int] = []
-    ended_in_words = ""
-    with open_scheduler("local-cluster", 1, n_inputs=1) as scheduler:
-        try:
-            scheduler.run(tasks.die_once, tasks.chunks(20), str(tmp_path), results.append)
-        except RunError as error:
-            ended_in_words = str(error)
-    assert (tmp_path / "killed").exists()
-    assert sorted(results) == list(range(20)) or ("run again" in ended_in_words and set(results) < set(range(20)))
-
-
 @pytest.mark.cluster
 def test_a_scheduler_that_dies_ends_the_run_in_words(tmp_path: Path) -> None:
     results: list[int] = []
@@ -208,37 +197,21 @@ def test_a_scheduler_that_dies_ends_the_run_in_words(tmp_path: Path) -> None:
             results.append(result)
             cluster.kill_scheduler()
 
-        with open_scheduler(cluster.address, None, n_inputs=1) as scheduler, pytest.raises(RunError, match="run again"):
-            scheduler.run(tasks.leave_file, tasks.chunks(500), str(tmp_path / "work"), kill_scheduler)
+        with opened(cluster.address, None) as scheduler, pytest.raises(RunError, match="run again"):
+            scheduler.run(tasks.leave_file, tasks.chunks(500), str(tmp_path / "work"), kill_scheduler, none_is_lost)
     assert len(results) < 500
     assert set(results) <= set(range(500))
 
 
-@pytest.mark.cluster
-def test_a_fault_is_no_result_even_when_many_come_at_once(dask_cluster: DaskCluster, tmp_path: Path) -> None:
-    results: list[int] = []
-
-    def on_result(index: int) -> None:
-        results.append(index)
-        wait_until(lambda: len(list(tmp_path.iterdir())) == 8, "the whole window is done")
-
-    with (
-        open_scheduler(dask_cluster.address, None, n_inputs=1) as scheduler,
-        pytest.raises(LookupError, match="chunk 6 is odd"),
-    ):
-        scheduler.run(tasks.leave_file_and_fail_at_six, tasks.chunks(8), str(tmp_path), on_result)
-    assert set(results) <= set(range(8)) - {6}
-
-
 @pytest.mark.parametrize(("n_inputs", "workers", "chosen"), [(8, 2, "threads × 2"), (10_000, 4, "threads × 4")])
 def test_auto_takes_threads_for_short_lists_and_small_machines(n_inputs: int, workers: int, chosen: str) -> None:
-    with open_scheduler("auto", workers, n_inputs) as scheduler:
+    with opened("auto", workers, n_inputs) as scheduler:
         assert scheduler.describe() == chosen
 
 
 @pytest.mark.cluster
 def test_auto_takes_a_local_cluster_for_long_lists_on_many_cores() -> None:
-    with open_scheduler("auto", 5, 257) as scheduler:
+    with opened("auto", 5, 257) as scheduler:
         assert re.fullmatch(r"cluster tcp://127\.0\.0\.1:\d+, 5 worker threads", scheduler.describe())
 
 
@@ -246,7 +219,7 @@ def test_auto_takes_a_local_cluster_for_long_lists_on_many_cores() -> None:
 def test_a_scheduler_file_without_an_address_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(str(path))), open_scheduler(str(path), None, n_inputs=1):
+    with pytest.raises(ConfigError, match=re.escape(str(path))), opened(str(path)):
         pass
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import pyimgano_dask
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run import RunSummary
-from pyimgano_dask.dataflow.schedulers import Scheduler, open_scheduler
+from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.training import Calibration, TrainingImages, calibrate, fit_detector, pixel_quantile
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
@@ -26,7 +26,7 @@ from pyimgano_dask.images.decoding import decode_image
 from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.synthesis import InspectionSet
 from tests.conftest import N_TRAIN, infer_command
-from tests.dataflow.doubles import ShuffledScheduler
+from tests.dataflow.doubles import ShuffledScheduler, opened
 
 MODEL = "vision_pixel_mad_map"
 RESIZE = {"resize_hw": [64, 64]}
@@ -54,7 +54,7 @@ def settle(
 @pytest.fixture(scope="module")
 def in_turn(parts: InspectionSet) -> dict[tuple[int, float], tuple[bytes, Calibration, float]]:
     """What one thread settles on, for every model and for a high and a low quantile."""
-    with open_scheduler("sync", None, N_TRAIN) as scheduler:
+    with opened("sync", None, N_TRAIN) as scheduler:
         return {(n, q): settle(scheduler, parts, *MODELS[n], q) for n in range(len(MODELS)) for q in (0.999, 0.3)}
 
 
@@ -83,7 +83,7 @@ def test_every_scheduler_settles_on_the_same(
 ) -> None:
     name = request.getfixturevalue("dask_cluster").address if kind == "address" else kind
     chosen = [(2, 0.999)] if kind == "processes" else list(in_turn)
-    with open_scheduler(name, 2, N_TRAIN) as scheduler:
+    with opened(name, 2, N_TRAIN) as scheduler:
         for n, q in chosen:
             assert_same(settle(scheduler, parts, *MODELS[n], q), in_turn[n, q])
 

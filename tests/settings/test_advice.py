@@ -26,6 +26,7 @@ def advice(**keywords: Any) -> tuple[str, ...]:
         ({"defect_merge_nearby_max_gap_px": 3}, "nothing without --defect-merge-nearby"),
         ({"pixel_normal_quantile": 0.9}, "give --pixel-threshold"),
         ({"roi_xyxy_norm": [10.0, 10.0, 90.0, 90.0]}, "has no area from 0 to 1"),
+        ({"include_anomaly_map_values": True}, "1.3 MB a record for maps of 256×256, 21 MB for 1024×1024"),
         ({"roi_xyxy_norm": [-0.1, 0.0, 1.0, 1.0]}, "cut down to fractions from 0 to 1"),
     ],
 )

@@ -17,6 +17,7 @@ DETECTORS_ONLY = {
     "--include-maps",
     "--save-maps",
     "--include-anomaly-map-values",
+    "--amp",
 }
 
 

@@ -22,6 +22,8 @@ COMPANIONS: Mapping[str, dict[str, Any]] = {
     "output.save_masks": {"defects": {"enabled": True}},
     "output.include_anomaly_map_values": {"adaptation": {"save_maps": True}},
     "training.calibration_quantile": {"training": {"train_dir": "normal"}},
+    "dataflow.resume": {"dataflow": {"run_dir": "runs/1"}},
+    "dataflow.gpu_resource": {"dataflow": {"scheduler": "tcp://127.0.0.1:8786"}},
 }
 
 FLAGGED = knobs_of(INFER)

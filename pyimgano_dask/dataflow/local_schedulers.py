@@ -1,0 +1,254 @@
+"""Dask's own schedulers `sync`, `threads` and `processes`: one bag of chunks after the other."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import dask.bag
+from dask.callbacks import Callback
+
+from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_as_before
+from pyimgano_dask.dataflow.plan import Chunk
+from pyimgano_dask.dataflow.scheduler import (
+    Common,
+    Fault,
+    Merge,
+    Named,
+    OnLost,
+    OnResult,
+    Patience,
+    Result,
+    Scheduler,
+    Shared,
+    Task,
+    attempt,
+    bag_of,
+    died,
+    reduction_of,
+    slabs,
+    times,
+)
+from pyimgano_dask.errors import RunError
+
+_common_of_this_process: Any = None
+
+
+def _start_worker_process(common: Any) -> None:
+    global _common_of_this_process
+    _common_of_this_process = common
+
+
+class _ByInitializer(Named):
+    """A value that every process of a pool was started with; only its name travels with a task."""
+
+    def __init__(self, threads_per_task: int) -> None:
+        super().__init__()
+        self._threads_per_task = threads_per_task
+
+    @property
+    def value(self) -> Any:
+        limit_native_threads(self._threads_per_task)
+        return _common_of_this_process
+
+
+def _attempt(chunk: Chunk[Any], shared: Any, task: Task[Any, Any]) -> tuple[int, Any]:
+    return chunk.index, attempt(task, chunk, shared.value)
+
+
+def _call(chunk: Chunk[Any], shared: Any, task: Task[Any, Any]) -> Any:
+    return task(chunk, shared.value)
+
+
+class _EarlyResults(Callback):
+    """Hands over the results of a bag's partitions as their tasks end, before the whole bag is done.
+
+    `delivered` are the partitions seen. Dask may fuse a partition's key away, so a partition can be missed here;
+    the bag's own result has them all.
+    """
+
+    def __init__(self, bag: dask.bag.Bag, on_result: Callable[[Any], None]) -> None:
+        self._partition_of = {key: index for index, key in enumerate(bag.__dask_keys__())}
+        self._on_result = on_result
+        self.delivered: set[int] = set()
+
+    def _posttask(self, key: Any, result: Any, dsk: Any, state: Any, worker_id: Any) -> None:
+        if key in self._partition_of:
+            self.delivered.add(self._partition_of[key])
+            for value in result:
+                self._on_result(value)
+
+
+class _Crew:
+    """Whoever computes bags, and what they share: this thread, or threads."""
+
+    def __init__(self, shared: Any, options: Mapping[str, Any]) -> None:
+        self.shared = shared
+        self._options = options
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What Dask's `compute` is told."""
+        return self._options
+
+    def replace(self, workers: int | None = None) -> None:
+        """Start anew, `workers` strong (as before if None), after one has died; threads do not."""
+
+
+class _Processes(_Crew):
+    """A pool of spawned processes, replaced as a whole when one of them dies."""
+
+    def __init__(self, common: Any, workers: int, threads_per_task: int) -> None:
+        super().__init__(_ByInitializer(threads_per_task), {"scheduler": "processes"})
+        self._common = common
+        self._workers = workers
+        self._pool = self._start(workers)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {**self._options, "pool": self._pool}
+
+    def replace(self, workers: int | None = None) -> None:
+        self.close()
+        self._pool = self._start(workers or self._workers)
+
+    def close(self) -> None:
+        """End every process once its task is done."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, workers: int) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(workers, context, _start_worker_process, (self._common,))
+
+
+class LocalScheduler(Scheduler):
+    """`sync`, `threads` or `processes`, with so many workers."""
+
+    def __init__(self, kind: str, workers: int, retries: int = 0, threads_per_task: int = 1) -> None:
+        super().__init__(retries, threads_per_task)
+        self._kind = kind
+        self._workers = workers
+
+    def run(
+        self,
+        task: Task[Common, Result],
+        chunks: Iterable[Chunk[Any]],
+        common: Common,
+        on_result: OnResult[Result],
+        on_lost: OnLost,
+    ) -> None:
+        with self._crew(common) as crew:
+            for slab in slabs(chunks):
+                _Slab(slab, partial(_attempt, task=task), crew, self.retries, on_result, on_lost).run()
+
+    def reduce(
+        self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk[Any]], common: Common
+    ) -> Result:
+        with self._crew(common) as crew:
+            return merge([self._join(slab, partial(_call, task=task), merge, crew) for slab in slabs(chunks)])
+
+    def describe(self) -> str:
+        return self._kind if self._kind == "sync" else f"{self._kind} × {self._workers}"
+
+    @property
+    def n_workers(self) -> int:
+        return 1 if self._kind == "sync" else self._workers
+
+    def _join(self, slab: Sequence[Chunk[Any]], call: Any, merge: Merge[Result], crew: _Crew) -> Result:
+        for _ in range(self.retries + 1):
+            try:
+                joined: Result = reduction_of(slab, call, crew.shared, merge).compute(**crew.options)
+            except BrokenProcessPool:
+                crew.replace()
+            else:
+                return joined
+        raise RunError(
+            f"a worker process died {times(self.retries + 1)} before its training images were done (killed, or out of "
+            "memory); run again with fewer --workers or a smaller --batch-size"
+        )
+
+    @contextmanager
+    def _crew(self, common: Any) -> Iterator[_Crew]:
+        if self._kind == "sync":
+            with native_threads_as_before():
+                yield _Crew(Shared(common, self.threads_per_task), {"scheduler": "sync"})
+        elif self._kind == "threads":
+            # A pool of its own, so that no task is still writing when a run that failed is cleaned up.
+            with native_threads_as_before(), ThreadPoolExecutor(self._workers) as threads:
+                yield _Crew(Shared(common, self.threads_per_task), {"scheduler": "threads", "pool": threads})
+        else:
+            processes = _Processes(common, self._workers, self.threads_per_task)
+            try:
+                yield processes
+            finally:
+                processes.close()
+
+
+class _Slab:
+    """Some chunks on their way through one crew, until each has a result or is given up."""
+
+    def __init__(
+        self,
+        slab: Sequence[Chunk[Any]],
+        call: Callable[[Chunk[Any], Any], tuple[int, Any]],
+        crew: _Crew,
+        retries: int,
+        on_result: OnResult[Any],
+        on_lost: OnLost,
+    ) -> None:
+        self._left = {chunk.index: chunk for chunk in slab}
+        self._call = call
+        self._crew = crew
+        self._retries = retries
+        self._patience = Patience(retries)
+        self._on_result = on_result
+        self._on_lost = on_lost
+
+    def run(self) -> None:
+        """Compute all chunks together; after too many deaths each alone, which tells whose fault they are."""
+        deaths = 0
+        while self._left and deaths <= self._retries:
+            try:
+                self._compute(list(self._left.values()))
+            except BrokenProcessPool:
+                deaths += 1
+                self._crew.replace()
+        if not self._left:
+            return
+        self._crew.replace(workers=1)
+        while self._left:
+            chunk = next(iter(self._left.values()))
+            try:
+                self._compute([chunk])
+            except BrokenProcessPool:
+                del self._left[chunk.index]
+                self._on_lost(chunk, died(chunk))
+                self._crew.replace(workers=1)
+        self._crew.replace()
+
+    def _compute(self, chunks: Sequence[Chunk[Any]]) -> None:
+        # Dask's local schedulers take independent partitions from the last one on.
+        bag = bag_of(chunks[::-1], self._call, self._crew.shared)
+        with _EarlyResults(bag, self._take) as early:
+            results = bag.compute(**self._crew.options)
+        for partition, result in enumerate(results):
+            if partition not in early.delivered:
+                self._take(result)
+
+    def _take(self, answer: tuple[int, Any]) -> None:
+        index, outcome = answer
+        chunk = self._left[index]
+        if isinstance(outcome, Fault):
+            loss = self._patience.loss(chunk, outcome)
+            if loss is None:
+                return
+            del self._left[index]
+            self._on_lost(chunk, loss)
+        else:
+            del self._left[index]
+            self._on_result(outcome)
