@@ -7,18 +7,22 @@ import io
 import shutil
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
+
+from pyimgano_dask.errors import PyimganoDaskError
 
 T = TypeVar("T")
 
 PAUSES_S = (0.2, 1.0, 3.0)
 """Seconds before the second, third and fourth try of a transfer."""
 
-# Clients of object stores try each request a few times on their own, so that these are tries of tries.
+ONCE: tuple[float, ...] = ()
+"""For what is asked before a run begins: whoever waits for that should not wait for a server that does not answer."""
+
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError, ssl.SSLError)
 _TRANSIENT_ERRNOS = (
     errno.EBUSY,
@@ -47,8 +51,11 @@ _TRANSIENT_NAMES = frozenset(
 
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 
-# What a client raises for a URL that it cannot make sense of, rather than for a transfer.
-_NO_FAULT_OF_A_TRANSFER = (OSError, ValueError, TypeError, ImportError, NotImplementedError)
+# What is said in words already, and what Python, zarr and fsspec raise for other reasons than a transfer.
+_NO_FAULT_OF_A_TRANSFER = (
+    *(PyimganoDaskError, OSError, ValueError, TypeError, LookupError),
+    *(ImportError, RuntimeError),
+)
 
 
 class CutShortError(OSError):
@@ -61,20 +68,51 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     The instance is made in the process that asks and kept by fsspec, one for all its threads; only URLs travel between
     processes. Raises ImportError when the scheme needs a package that is not installed, ValueError for an unknown one.
     """
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = fsspec.core.url_to_fs(url, **client_options(url))
+    settle(filesystem)
     return filesystem, path
 
 
+def client_options(url: str) -> dict[str, Any]:
+    """What fsspec is told beside a URL: listings of s3 are not kept, because other processes write too."""
+    return {scheme: {"use_listings_cache": False} for scheme in ("s3", "s3a") if f"{scheme}://" in url}
+
+
+def settle(filesystem: Any) -> None:
+    """Have the client of a store forget what it listed, and leave trying again to `tried_again`.
+
+    s3fs tries all again that botocore has tried five times; with a third rule above them a write that cannot succeed
+    would take minutes.
+    """
+    filesystem.invalidate_cache()
+    if hasattr(filesystem, "retries"):
+        filesystem.retries = 1
+
+
+def canonical(url: str) -> str:
+    """One spelling of a URL for all that lead to the same place, without a slash at its end.
+
+    A chained URL, and one that no installed file system understands, stays as it is.
+
+    >>> canonical("memory://line4/run/")
+    'memory:///line4/run'
+    """
+    if "::" in url:
+        return url
+    try:
+        filesystem, path = open_filesystem(url)
+    except (OSError, ValueError, ImportError):
+        return url
+    return str(filesystem.unstrip_protocol(path)).rstrip("/")
+
+
 def list_folder(filesystem: Any, folder: str) -> list[dict[str, Any]]:
-    """What lies directly in a folder, as fsspec tells it (`name`, `type`), asked anew and kept nowhere.
+    """What lies directly in a folder, as fsspec tells it (`name`, `type`), asked anew.
 
     Object stores may list a folder's own placeholder among its children; it is left out.
     """
     filesystem.invalidate_cache(folder)
-    try:
-        entries = filesystem.ls(folder, detail=True)
-    finally:
-        filesystem.invalidate_cache(folder)
+    entries = filesystem.ls(folder, detail=True)
     return [entry for entry in entries if entry["name"].rstrip("/") != folder.rstrip("/")]
 
 
@@ -84,13 +122,14 @@ def is_object_store(filesystem: Any) -> bool:
     return not _OBJECT_STORES.isdisjoint((protocol,) if isinstance(protocol, str) else protocol)
 
 
-def tried_again(transfer: Callable[[], T]) -> T:
+def tried_again(transfer: Callable[[], T], pauses_s: Sequence[float] = PAUSES_S) -> T:
     """The result of a transfer that may be made twice, tried again while its faults are transient (`is_transient`).
 
-    Raises OSError when it fails for good, whatever the client of the store raised; ValueError, TypeError, ImportError
-    and NotImplementedError pass.
+    `pauses_s` are the seconds before each further try, `ONCE` for none.
+
+    Raises OSError when it fails for good, whatever the client of the store raised (`faults_are_oserrors`).
     """
-    pauses = iter(PAUSES_S)
+    pauses = iter(pauses_s)
     while True:
         try:
             with faults_are_oserrors():
@@ -104,7 +143,7 @@ def tried_again(transfer: Callable[[], T]) -> T:
 
 @contextmanager
 def faults_are_oserrors() -> Iterator[None]:
-    """Let what the client of a store raises leave the block as an OSError."""
+    """Let what is an error of a store's client alone leave the block as an OSError; Python's own errors pass."""
     try:
         yield
     except _NO_FAULT_OF_A_TRANSFER:
@@ -153,11 +192,13 @@ def open_remote(url: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_upload(filesystem: Any, path: str) -> Iterator[BinaryIO]:
+def open_upload(url: str) -> Iterator[BinaryIO]:
     """Write an object of an object store part by part; it appears when the block ends well, else nothing does.
 
-    Parts are tried again by the client of the store. Raises OSError when it cannot be written.
+    Raises OSError when it cannot be written.
     """
+    # A part that has left the hand cannot be tried again from here, so this instance keeps the tries of its client.
+    filesystem, path = fsspec.core.url_to_fs(url, skip_instance_cache=True)
     with faults_are_oserrors():
         file = filesystem.open(path, "wb")
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from pyimgano_dask.synthesis import InspectionSet, write_inspection_set
 from tests.cluster import ROOT as ROOT
 from tests.cluster import DaskCluster, start_cluster
 from tests.cluster import wait_until as wait_until
+
+if TYPE_CHECKING:
+    from tests.object_store import Bucket, ObjectStore
 
 N_TRAIN = 12
 COMMAND_TIMEOUT_S = 120
@@ -101,3 +105,19 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskClust
     """A scheduler and two single-threaded workers for the whole session, in a folder that no test works in."""
     with start_cluster(tmp_path_factory.mktemp("cluster"), n_workers=2) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """An S3 server for the whole session; tests take a `bucket` of their own in it."""
+    from tests.object_store import start_object_store
+
+    with start_object_store(tmp_path_factory.mktemp("object-store")) as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore) -> Iterator[Bucket]:
+    """An empty bucket, which this process and all that it starts reach by `s3://` URLs."""
+    with object_store.new_bucket() as bucket:
+        yield bucket

@@ -22,8 +22,9 @@ from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
-from pyimgano_dask.storage.files import check_writable, open_binary, resolve
-from pyimgano_dask.urls import is_url
+from pyimgano_dask.storage.files import check_writable, kind_at, local_path, read_file, resolve
+from pyimgano_dask.transfers import ONCE, canonical
+from pyimgano_dask.urls import is_url, join
 
 RUN_FILES = (MANIFEST_NAME, CONFIG_NAME, DETECTOR_NAME, PLAN_NAME)
 PixelThresholdSource = Literal["explicit", "train_dir", "infer_config"]
@@ -136,11 +137,9 @@ def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
     kwargs = {**model.model_kwargs, **chosen_arguments(model, detector_type)}
     if model.checkpoint_path is None:
         return detector_type.create(**kwargs)
-    path = resolve(model.checkpoint_path, base_dir)
     try:
-        with open_binary(path) as file:
-            data = file.read()
-    except OSError as error:
+        data = read_file(resolve(model.checkpoint_path, base_dir), pauses_s=ONCE)
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"--checkpoint-path: {model.checkpoint_path!r} cannot be read: {error}") from None
     detector = decode_detector(data, model.checkpoint_path)
     if detector.name != model.name:
@@ -171,6 +170,7 @@ def _pixel_threshold_source(resolved: Resolved) -> PixelThresholdSource:
 def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]) -> None:
     """Raise ConfigError unless every output can be written, and none would join what is read from `sources`."""
     faults: list[str] = []
+    unwritable = _Unwritable()
     claimed: dict[tuple[str, str], str] = {}
     for flag, path, suffix in _output_folders(settings):
         folder = real_path(path, base_dir)
@@ -188,29 +188,57 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
             for source in sources
             if is_zarr(source.spec) and _lies_inside(folder, real_path(source.spec, base_dir))
         ]
-        try:
-            check_writable(folder)
-        except ConfigError as error:
-            faults.append(f"{flag}: {error}")
+        faults += unwritable.why(flag, folder)
     for flag, name in output_files(settings):
-        faults += _faults_of_file(flag, name, settings, base_dir, sources)
+        faults += _faults_of_file(flag, name, settings, base_dir, sources, unwritable)
     files = {real_path(name, base_dir) for _, name in output_files(settings)}
     if len(files) < len(list(output_files(settings))):
         faults.append(f"--profile-json and --save-jsonl are the same file {settings.output.profile_json!r}; take two")
-    run_dir = settings.dataflow.run_dir
-    if run_dir is not None and is_url(run_dir):
-        faults.append(f"--run-dir: {run_dir!r} is a URL; this version writes shards to local paths only")
     if faults:
         raise ConfigError("\n".join(faults))
 
 
+class _Unwritable:
+    """Why folders cannot be written to.
+
+    A store at a URL that failed is not asked again, because each answer may take long and be the same.
+    """
+
+    def __init__(self) -> None:
+        self._failed: set[str] = set()
+
+    def why(self, flag: str, folder: str) -> list[str]:
+        """The fault of one folder, none when it can be written to, or lies in a store whose fault is told already."""
+        store = self.store(folder)
+        if self.is_told(folder):
+            return []
+        try:
+            check_writable(folder)
+        except ConfigError as error:
+            if store is not None:
+                self._failed.add(store)
+            return [f"{flag}: {error}"]
+        return []
+
+    def is_told(self, path: str) -> bool:
+        """Whether a path lies in a store whose fault is told."""
+        return self.store(path) in self._failed
+
+    @staticmethod
+    def store(path: str) -> str | None:
+        """Scheme and bucket of a URL."""
+        return "/".join(path.split("/")[:3]) if is_url(path) else None
+
+
 def _faults_of_file(
-    flag: str, name: str, settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]
+    flag: str,
+    name: str,
+    settings: InferSettings,
+    base_dir: str,
+    sources: Sequence[InputFolder],
+    unwritable: _Unwritable,
 ) -> Iterator[str]:
     """Why a file must not be written where it is asked for: over what is read or what the run leaves, or it cannot."""
-    if is_url(name):
-        yield f"{flag}: {name!r} is a URL; this version writes it to local paths only"
-        return
     real = real_path(name, base_dir)
     for source in sources:
         spec = real_path(source.spec, base_dir)
@@ -218,23 +246,22 @@ def _faults_of_file(
         if real == spec or is_inside_store or (source.kind.has_suffix(real) and _lies_inside(real, spec)):
             yield f"{flag}: {name!r} lies in what {source.flag} reads; name another file"
     run_dir = settings.dataflow.run_dir
-    if (
-        run_dir is not None
-        and not is_url(run_dir)
-        and real in {os.path.join(real_path(run_dir, base_dir), own) for own in RUN_FILES}
-    ):
+    if run_dir is not None and real in {join(real_path(run_dir, base_dir), own) for own in RUN_FILES}:
         yield f"{flag}: the run itself writes {name!r} into its folder; name another file"
     path = resolve(name, base_dir)
-    if os.path.isdir(path):
+    yield from unwritable.why(flag, os.path.dirname(path))
+    if unwritable.is_told(path):
+        return
+    try:
+        kind = "folder" if is_url(path) and path.endswith("/") else kind_at(path, pauses_s=ONCE)
+    except OSError as error:
+        yield f"{flag}: {name!r} cannot be written: {error}"
+        return
+    if kind == "folder":
         yield f"{flag}: {name!r} is a folder; give the path of a file"
-    elif os.path.exists(path) and not os.path.isfile(path):
+    elif kind == "other":
         instead = "leave the flag out and redirect standard output" if flag == "--save-jsonl" else "name a file"
         yield f"{flag}: {name!r} is a pipe or a device; {instead}"
-    else:
-        try:
-            check_writable(os.path.dirname(path))
-        except ConfigError as error:
-            yield f"{flag}: {error}"
 
 
 def output_files(settings: InferSettings) -> Iterator[tuple[str, str]]:
@@ -261,10 +288,13 @@ def _output_folders(settings: InferSettings) -> Iterator[tuple[str, str, str]]:
 
 
 def real_path(path: str, base_dir: str) -> str:
-    """The path with its links resolved; URLs as they are."""
+    """The path with its links resolved; a URL as its file system spells it."""
     resolved = resolve(path, base_dir)
-    return resolved if is_url(resolved) else os.path.realpath(resolved)
+    local = local_path(resolved)
+    return canonical(resolved) if local is None else os.path.realpath(local)
 
 
 def _lies_inside(folder: str, input_folder: str) -> bool:
+    if is_url(folder) or is_url(input_folder):
+        return f"{folder}/".startswith(f"{input_folder}/")
     return os.path.isdir(input_folder) and os.path.commonpath([folder, input_folder]) == input_folder

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from glob import escape, glob
 from typing import Any, BinaryIO, Protocol
 
 from pydantic import ValidationError
@@ -30,6 +29,7 @@ from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed,
 from pyimgano_dask.dataflow.profile import finish
 from pyimgano_dask.dataflow.run_folder import PARTS, find_run_folder
 from pyimgano_dask.dataflow.schedulers import open_scheduler
+from pyimgano_dask.dataflow.shards import part_index
 from pyimgano_dask.dataflow.sources import StoredMap
 from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.errors import ConfigError, Stage
@@ -38,9 +38,10 @@ from pyimgano_dask.settings.commands import RESCORE
 from pyimgano_dask.settings.knob import Block
 from pyimgano_dask.settings.rescoring import Rescoring
 from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest
-from pyimgano_dask.storage.files import is_file, resolve
+from pyimgano_dask.storage.files import is_file, list_names, resolve
 from pyimgano_dask.storage.jsonl import iter_records
 from pyimgano_dask.thresholds import fixed_pixel_provenance
+from pyimgano_dask.urls import join
 
 NPY_MAPS = FileKind("anomaly map", (".npy",))
 STORED_MAPS = "stored maps"
@@ -132,10 +133,10 @@ def _check_nothing_is_overwritten(rescoring: Rescoring, maps: StoredMaps, base_d
     if run_dir is not None and from_run is not None and real_path(run_dir, base_dir) == real_path(from_run, base_dir):
         raise ConfigError(f"--run-dir: {run_dir!r} is the run of --from-run, which is read; name another folder")
     if run is not None and from_run is not None:
-        read = {real_path(os.path.join(from_run, MANIFEST_NAME), base_dir)}
+        read = {real_path(join(from_run, MANIFEST_NAME), base_dir)}
         if run.records is not None:
             read.add(real_path(run.records, run.base_dir))
-        parts = real_path(os.path.join(from_run, PARTS), base_dir)
+        parts = real_path(join(from_run, PARTS), base_dir)
         for flag, name in output_files(settings):
             target = real_path(name, base_dir)
             if target in read or os.path.dirname(target) == parts:
@@ -199,10 +200,18 @@ class _RunMaps:
 
     @classmethod
     def find(cls, run_dir: str, run: RunManifest) -> _RunMaps:
+        try:
+            return cls._find(run_dir, run)
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(f"--from-run: the records of the run in {run_dir!r} cannot be read: {error}") from None
+
+    @classmethod
+    def _find(cls, run_dir: str, run: RunManifest) -> _RunMaps:
         if run.records is not None:
             records: tuple[str, ...] = (resolve(run.records, run.base_dir),)
         else:
-            records = tuple(sorted(glob(os.path.join(escape(run_dir), PARTS, "part-*.jsonl"))))
+            parts = join(run_dir, PARTS)
+            records = tuple(join(parts, name) for name in list_names(parts) if part_index(name) is not None)
         if not records or not is_file(records[0]):
             raise ConfigError(
                 f"--from-run: the records of the run in {run_dir!r} are not there "

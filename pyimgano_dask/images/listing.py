@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.transfers import faults_are_oserrors, list_folder, open_filesystem, open_remote
 from pyimgano_dask.urls import is_url
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -133,7 +132,8 @@ def _unusable(spec: str, reason: str) -> ConfigError:
 def _fault_of(spec: str) -> Iterator[None]:
     """Turn what a file system raises into a ConfigError that names the spec."""
     try:
-        yield
+        with faults_are_oserrors():
+            yield
     except OSError as error:
         where = f" ({error.filename!r})" if error.filename is not None else ""
         raise _unusable(spec, f"it cannot be read{where}: {error.strerror or error}") from error
@@ -155,7 +155,7 @@ def _one_file(spec: str, path: str, kind: FileKind) -> Iterator[str]:
 def _list_entries(path: str, base_dir: str) -> Iterator[str]:
     """Lines of a list without their ending, blank ones left out; bytes outside UTF-8 become surrogates."""
     with (
-        fsspec.open(path, "rb") if is_url(path) else open(os.path.join(base_dir, path), "rb") as file,
+        open_remote(path) if is_url(path) else open(os.path.join(base_dir, path), "rb") as file,
         io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines,
     ):
         for line in lines:
@@ -227,14 +227,18 @@ def _walk_local(folder: str, base_dir: str, kind: FileKind) -> Iterator[str]:
 
 
 def _expand_url(spec: str, kind: FileKind) -> Iterator[str]:
-    fs, root = fsspec.core.url_to_fs(spec)
+    fs, root = open_filesystem(spec)
     # A chained URL (`zip://inner::s3://outer.zip`) needs its tail again in every path that comes out of it.
     tail = spec[spec.index("::") :] if "::" in spec else ""
-    # Files first: asking a web server whether an image is a folder would download it.
-    if (kind.has_suffix(root) and fs.isfile(root)) or (not fs.isdir(root) and fs.exists(root)):
+    try:
+        at_root = fs.info(root)["type"]
+    except FileNotFoundError:
+        at_root = None
+    # To a web server a folder is a file like any other, and asking whether an image is a folder would download it.
+    if at_root == "file" and (kind.has_suffix(root) or not fs.isdir(root)):
         yield from _one_file(spec, root, kind)
         return
-    if fs.isdir(root):
+    if at_root is not None:
         found = _walk_remote(fs, root, kind)
     elif _GLOB.search(root):
         found = _expand_matches(
@@ -248,11 +252,9 @@ def _expand_url(spec: str, kind: FileKind) -> Iterator[str]:
 
 def _walk_remote(fs: Any, folder: str, kind: FileKind) -> Iterator[str]:
     def children(folder: str) -> list[_Child]:
-        # Object stores may list a folder's own placeholder among its children.
         return [
             (item["name"].rstrip("/").rpartition("/")[2], item["name"], item["type"] == "directory")
-            for item in fs.ls(folder, detail=True)
-            if item["name"].rstrip("/") != folder.rstrip("/")
+            for item in list_folder(fs, folder)
         ]
 
     return _walk(folder, children, kind)

@@ -29,13 +29,15 @@ class InferConfigFile:
 
 def read_json_object(path: str, what: str) -> dict[str, Any]:
     """The JSON object in a local file or at a URL; raises ConfigError naming `what` it should be."""
-    from pyimgano_dask.storage.files import open_binary
+    from pyimgano_dask.storage.files import read_file
+    from pyimgano_dask.transfers import ONCE
 
     try:
-        with open_binary(path) as file:
-            payload = json.loads(file.read().decode("utf-8"))
-    except (OSError, ImportError) as error:
+        data = read_file(path, pauses_s=ONCE)
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{what} {path!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        payload = json.loads(data.decode("utf-8"))
     except RecursionError:
         raise ConfigError(f"{what} {path!r} is nested too deeply to be one") from None
     except ValueError as error:
@@ -120,14 +122,14 @@ def _find_checkpoint(payload: Mapping[str, Any], config_path: str) -> str | None
         _check_sha256(named, block, config_path)
         return named
     beside = os.path.dirname(config_path if is_url(config_path) else os.path.abspath(config_path))
-    folders = [beside, os.path.dirname(beside)]
+    folders = [beside]
+    if not is_url(beside) or is_url(os.path.dirname(beside)):
+        folders.append(os.path.dirname(beside))
     if isinstance(payload.get("from_run"), str):
         folders.append(payload["from_run"])
-    from pyimgano_dask.storage.files import is_file
-
     candidates = [_join(folder, named) for folder in folders]
     for candidate in candidates:
-        if is_file(candidate):
+        if _is_file(candidate, config_path):
             _check_sha256(candidate, block, config_path)
             return candidate
     raise ConfigError(f"{config_path}: {key}: {named!r} is in none of {', '.join(candidates)}")
@@ -138,12 +140,22 @@ def _join(folder: str, name: str) -> str:
     return path if is_url(folder) else os.path.normpath(path)
 
 
+def _is_file(path: str, config_path: str) -> bool:
+    from pyimgano_dask.storage.files import is_file
+    from pyimgano_dask.transfers import ONCE
+
+    try:
+        return is_file(path, pauses_s=ONCE)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{config_path}: checkpoint {path!r} cannot be read: {error}") from None
+
+
 def _check_sha256(path: str, block: object, config_path: str) -> None:
     """Refuse a checkpoint that is not the file the config was written for; a missing one is told when it is read."""
     expected = block.get("sha256") if isinstance(block, dict) else None
-    from pyimgano_dask.storage.files import is_file, open_binary
+    from pyimgano_dask.storage.files import open_binary
 
-    if not isinstance(expected, str) or not is_file(path):
+    if not isinstance(expected, str) or not _is_file(path, config_path):
         return
     with open_binary(path) as file:
         digest = hashlib.sha256()

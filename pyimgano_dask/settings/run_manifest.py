@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import posixpath
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.infer_config import read_json_object
 from pyimgano_dask.settings.knob import Block, knob
+from pyimgano_dask.urls import join
 
 MANIFEST_NAME = "run.json"
 CONFIG_NAME = "infer_config.json"
@@ -37,7 +37,7 @@ class RunManifest(Block):
 
 def read_run_manifest(run_dir: str) -> RunManifest:
     """The manifest in a run folder; raises ConfigError when there is none or it is damaged."""
-    path = posixpath.join(run_dir, MANIFEST_NAME)
+    path = join(run_dir, MANIFEST_NAME)
     try:
         payload = read_json_object(path, "run manifest")
     except ConfigError as error:

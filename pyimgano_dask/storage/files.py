@@ -9,16 +9,18 @@ import re
 import stat
 import tempfile
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import fsspec
 
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.transfers import (
+    ONCE,
+    PAUSES_S,
     faults_are_oserrors,
     is_object_store,
     list_folder,
@@ -89,25 +91,39 @@ def open_binary(path: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_file(path: str) -> bytes:
-    """The whole content of a local file or URL; raises FileNotFoundError when it is not there, else OSError."""
+def read_file(path: str, *, pauses_s: Sequence[float] = PAUSES_S) -> bytes:
+    """The whole content of a local file or URL; raises FileNotFoundError when it is not there, else OSError.
+
+    `pauses_s` are the seconds before each further try of a URL (`tried_again`).
+    """
     if local_path(path) is None:
         filesystem, remote = open_filesystem(path)
-        return tried_again(lambda: bytes(filesystem.cat_file(remote)))
+        return tried_again(lambda: bytes(filesystem.cat_file(remote)), pauses_s)
     with open_binary(path) as file:
         return file.read()
 
 
-def is_file(path: str) -> bool:
-    """Whether there is a file at a local path or URL. Raises OSError when a URL cannot be asked."""
+def is_file(path: str, *, pauses_s: Sequence[float] = PAUSES_S) -> bool:
+    """Whether there is a file at a local path or URL; raises OSError when that cannot be known."""
+    return kind_at(path, pauses_s=pauses_s) == "file"
+
+
+def kind_at(path: str, *, pauses_s: Sequence[float] = PAUSES_S) -> Literal["file", "folder", "other"] | None:
+    """What is at a local path or URL: a file, a folder, something else (a pipe, a device), or None for nothing.
+
+    `pauses_s` are the seconds before each further try of a URL. Raises OSError when it cannot be known.
+    """
     local = local_path(path)
     if local is not None:
-        return os.path.isfile(local)
+        if os.path.isdir(local):
+            return "folder"
+        return "file" if os.path.isfile(local) else "other" if os.path.exists(local) else None
     filesystem, remote = open_filesystem(path)
     try:
-        return bool(tried_again(lambda: filesystem.info(remote))["type"] == "file")
+        kind = tried_again(lambda: filesystem.info(remote), pauses_s)["type"]
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return None
+    return "file" if kind == "file" else "folder"
 
 
 def list_names(folder: str) -> list[str]:
@@ -185,7 +201,7 @@ def open_sink(path: str) -> Iterator[BinaryIO]:
         return
     filesystem, remote = open_filesystem(path)
     if is_object_store(filesystem):
-        with open_upload(filesystem, remote) as file:
+        with open_upload(path) as file:
             yield file
         return
     make_folder(path.rpartition("/")[0])
@@ -260,18 +276,18 @@ def check_writable(path: str) -> None:
 
     Really tries: writes a probe file into the folder, or into its nearest existing parent, and removes it.
     """
+    local = local_path(path)
     try:
-        local = local_path(path)
         if local is not None:
             _probe_local(path, local)
         else:
             _probe_remote(path)
     except (OSError, ValueError, ImportError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"cannot write to the folder {path!r}: {reason}. "
-            "Name a folder that this user can write to, or change its permissions."
-        ) from error
+        remedy = "Name a folder that this user can write to, or change its permissions."
+        if local is None:
+            remedy = "Check the address, the credentials and what they permit."
+        raise ConfigError(f"cannot write to the folder {path!r}: {reason}. {remedy}") from error
 
 
 def artifact_name(index: int, input_path: str, suffix: str) -> str:
@@ -340,16 +356,10 @@ def _exists(path: str) -> bool:
 
 
 def _probe_remote(path: str) -> None:
-    """Tried once: whoever waits for a command to begin should not wait for a server that does not answer."""
+    if kind_at(path, pauses_s=ONCE) == "file":
+        raise ConfigError(f"cannot write to the folder {path!r}: it is a file. Name a folder.")
     filesystem, remote = open_filesystem(path)
     probe = f"{remote.rstrip('/')}/{os.path.basename(_temp_name(''))}"
     with faults_are_oserrors():
-        try:
-            is_a_file = filesystem.info(remote)["type"] == "file"
-        except FileNotFoundError:
-            is_a_file = False
-        if not is_a_file:
-            filesystem.pipe_file(probe, b"")
-            filesystem.rm_file(probe)
-    if is_a_file:
-        raise ConfigError(f"cannot write to the folder {path!r}: it is a file. Name a folder.")
+        filesystem.pipe_file(probe, b"")
+        filesystem.rm_file(probe)

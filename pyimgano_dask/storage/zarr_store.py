@@ -10,16 +10,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
+from zarr.storage import FsspecStore
 
 from pyimgano_dask.errors import ConfigError, InputError, RunError
 from pyimgano_dask.storage.files import is_file, local_path
+from pyimgano_dask.transfers import client_options, faults_are_oserrors, settle, tried_again
 
 StoredDtype = Literal["uint8", "float32"]
 
@@ -38,9 +42,15 @@ def create_store(path: str, *, anew: bool = True) -> None:
     when `path` holds another kind of zarr store.
     """
     try:
-        group = zarr.open_group(_store(path), mode="a", zarr_format=3)
+        tried_again(lambda: _create(path, anew))
     except (ContainsArrayError, ContainsGroupError, FileNotFoundError) as error:
         raise RunError(f"{path!r} is not a zarr v3 group ({error}); name a new store or remove this one") from error
+    except OSError as error:
+        raise RunError(f"the store {path!r} cannot be created: {error}; make room or access and run again") from error
+
+
+def _create(path: str, anew: bool) -> None:
+    group = zarr.open_group(_store(path), mode="a", zarr_format=3)
     for name in _names_in(group) if anew else ():
         del group[name]
 
@@ -72,9 +82,14 @@ def write_rows(
             if array.shape == (height, width):
                 block[row - start] = array
                 names[row] = f"{height}x{width}"
-        target = _open_or_create(path, (n_inputs, height, width), shards=(batch_size, height, width), dtype=dtype)
-        target[start:stop] = block
+        tried_again(partial(_write_block, path, block, start=start, n_inputs=n_inputs, batch_size=batch_size))
     return names
+
+
+def _write_block(path: str, block: NDArray[Any], *, start: int, n_inputs: int, batch_size: int) -> None:
+    height, width = block.shape[1:]
+    shape, shards = (n_inputs, height, width), (batch_size, height, width)
+    _open_or_create(path, shape, shards=shards, dtype=str(block.dtype))[start : start + len(block)] = block
 
 
 def read_row(path: str, array: str, row: int, *, max_pixels: int) -> NDArray[Any]:
@@ -85,19 +100,21 @@ def read_row(path: str, array: str, row: int, *, max_pixels: int) -> NDArray[Any
     of their masks is not all zero.
     """
     try:
-        stored = zarr.open_array(_store(path), path=array, mode="r")
-        if math.prod(stored.shape[1:]) > max_pixels:
-            raise ValueError(
-                f"its rows have shape {stored.shape[1:]}, more pixels than --max-image-pixels {max_pixels}"
-            )
-        if _lacks_its_file(path, stored, row):
-            raise FileNotFoundError("the file of its batch is not there")
-        values = stored[row]
+        values = tried_again(lambda: _read_row(path, array, row, max_pixels))
     except (OSError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             "read", type(error).__name__, f"cannot read row {row} of array {array!r} in {path!r}: {error}"
         ) from error
     return np.asarray(values)
+
+
+def _read_row(path: str, array: str, row: int, max_pixels: int) -> Any:
+    stored = zarr.open_array(_store(path), path=array, mode="r")
+    if math.prod(stored.shape[1:]) > max_pixels:
+        raise ValueError(f"its rows have shape {stored.shape[1:]}, more pixels than --max-image-pixels {max_pixels}")
+    if _lacks_its_file(path, stored, row):
+        raise FileNotFoundError("the file of its batch is not there")
+    return stored[row]
 
 
 def _lacks_its_file(path: str, stored: zarr.Array[Any], row: int) -> bool:
@@ -114,11 +131,9 @@ def find_row(path: str, row: int, *, max_pixels: int) -> str:
 
     Raises InputError of stage `read` when no array or several may hold it.
     """
-    names = _array_names(path)
+    names, written = tried_again(lambda: _written_arrays(path, row))
     if len(names) == 1:
         return names[0]
-    group = zarr.open_group(_store(path), mode="r", zarr_format=3)
-    written = [name for name in names if not _lacks_its_file(path, _array(group, name), row)]
     holding = [name for name in written if read_row(path, name, row, max_pixels=max_pixels).any()]
     if len(holding) == 1:
         return holding[0]
@@ -131,21 +146,27 @@ def find_row(path: str, row: int, *, max_pixels: int) -> str:
     )
 
 
+def _written_arrays(path: str, row: int) -> tuple[list[str], list[str]]:
+    """All arrays of a store, and those that may hold a row where there are several."""
+    group = zarr.open_group(_store(path), mode="r", zarr_format=3)
+    names = _names_in(group)
+    if len(names) == 1:
+        return names, names
+    return names, [name for name in names if not _lacks_its_file(path, _array(group, name), row)]
+
+
 def count_rows(path: str) -> int:
     """Rows of a store, the same in all its arrays. Raises ConfigError when it has none or is no store of maps."""
     try:
-        group = zarr.open_group(_store(path), mode="r", zarr_format=3)
-        counts = {int(_array(group, name).shape[0]) for name in _names_in(group)}
+        with faults_are_oserrors():
+            group = zarr.open_group(_store(path), mode="r", zarr_format=3)
+            counts = {int(_array(group, name).shape[0]) for name in _names_in(group)}
     except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{path!r} is not a zarr v3 store of maps: {error}") from None
     if len(counts) != 1:
         found = "no array HEIGHTxWIDTH" if not counts else f"arrays of {', '.join(map(str, sorted(counts)))} rows"
         raise ConfigError(f"{path!r} is not a store written by --save-maps: it has {found}")
     return counts.pop()
-
-
-def _array_names(path: str) -> list[str]:
-    return _names_in(zarr.open_group(_store(path), mode="r", zarr_format=3))
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -158,14 +179,18 @@ def _names_in(group: zarr.Group) -> list[str]:
     return sorted(name for name in group.array_keys() if _ARRAY_NAME.fullmatch(name))
 
 
-def _store(path: str) -> str:
+def _store(path: str) -> str | Store:
     """The path as zarr takes it: `file://` URLs go through the local store, whose writes are atomic."""
     local = local_path(path)
-    return path if local is None else local
+    if local is not None:
+        return local
+    store = FsspecStore.from_url(path, storage_options=client_options(path))
+    settle(store.fs)
+    return store
 
 
 def _open_or_create(
-    path: str, shape: tuple[int, int, int], *, shards: tuple[int, int, int], dtype: StoredDtype
+    path: str, shape: tuple[int, int, int], *, shards: tuple[int, int, int], dtype: str
 ) -> zarr.Array[Any]:
     """The array of one map shape. Tasks that create it at the same time write the same metadata."""
     name = f"{shape[1]}x{shape[2]}"
