@@ -71,8 +71,11 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
     progress = progress or SilentProgress()
     with ExitStack() as stack:
         flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow.scheduler, flow.workers, maps.count()))
-        summary = RunSummary(settings, STORED_MAPS, scheduler.describe(), thresholds)
+        report = None if flow.performance_report is None else resolve(flow.performance_report, base_dir)
+        scheduler = stack.enter_context(
+            open_scheduler(flow.scheduler, flow.workers, maps.count(), tls=flow.tls, report=report)
+        )
+        summary = RunSummary(settings, STORED_MAPS, scheduler.describe(), thresholds, warnings=scheduler.warnings)
         summary.training_seconds = time.perf_counter() - started
         work = Inspection(
             settings=settings,

@@ -51,9 +51,14 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     progress = progress or SilentProgress()
     with ExitStack() as stack:
         flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow.scheduler, flow.workers, preflight.n_inputs))
+        report = None if flow.performance_report is None else resolve(flow.performance_report, base_dir)
+        scheduler = stack.enter_context(
+            open_scheduler(flow.scheduler, flow.workers, preflight.n_inputs, tls=flow.tls, report=report)
+        )
         detector, thresholds, warnings = _train(preflight, settings, scheduler, progress)
-        summary = RunSummary(settings, detector.name, scheduler.describe(), thresholds, warnings=warnings)
+        summary = RunSummary(
+            settings, detector.name, scheduler.describe(), thresholds, warnings=(*scheduler.warnings, *warnings)
+        )
         summary.training_seconds = time.perf_counter() - started
         draws_at_once = settings.output.save_overlays is not None and settings.output.overlay_scale != "run"
         work = Inspection(

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -25,7 +25,10 @@ from dask.system import CPU_COUNT
 from pyimgano_dask.dataflow.clusters import connect
 from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_limited
 from pyimgano_dask.dataflow.plan import Chunk
+from pyimgano_dask.dataflow.report import performance_report_at
+from pyimgano_dask.dataflow.versions import check_versions
 from pyimgano_dask.errors import RunError
+from pyimgano_dask.settings.run import TlsFiles
 
 Common = TypeVar("Common")
 Result = TypeVar("Result")
@@ -42,7 +45,9 @@ MANY_CORES = 4
 
 
 class Scheduler(ABC):
-    """Computes tasks on chunks."""
+    """Computes tasks on chunks. `warnings` are what a user should know of the place where it does."""
+
+    warnings: tuple[str, ...] = ()
 
     @abstractmethod
     def run(
@@ -199,8 +204,9 @@ class LocalScheduler(Scheduler):
 class ClusterScheduler(Scheduler):
     """A distributed cluster: futures in a bounded window."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, warnings: tuple[str, ...] = ()) -> None:
         self._client = client
+        self.warnings = warnings
 
     def run(
         self,
@@ -299,11 +305,14 @@ def _reduction(chunks: Sequence[Chunk[Any]], task: Task[Any, Any], shared: Any, 
 
 
 @contextmanager
-def open_scheduler(name: str, workers: int | None, n_inputs: int) -> Iterator[Scheduler]:
+def open_scheduler(
+    name: str, workers: int | None, n_inputs: int, *, tls: TlsFiles | None = None, report: str | None = None
+) -> Iterator[Scheduler]:
     """The scheduler of this name, ready for work and shut down at the end of the block.
 
-    `name` is what `--scheduler` takes; `auto` decides by the number of inputs and cores. Raises ConfigError when a
-    cluster cannot be reached, RunError when it has no workers.
+    `name` is what `--scheduler` takes; `auto` decides by the number of inputs and cores. A cluster of one's own is
+    reached with `tls`, and Dask's performance report of the block goes to the file `report`. Raises ConfigError when a
+    cluster cannot be reached or runs another version of this package, RunError when it has no workers.
     """
     count = workers or CPU_COUNT
     if name == "auto":
@@ -311,5 +320,7 @@ def open_scheduler(name: str, workers: int | None, n_inputs: int) -> Iterator[Sc
     if name in ("threads", "sync", "processes"):
         yield LocalScheduler(name, count)
     else:
-        with connect(name, count) as client:
-            yield ClusterScheduler(client)
+        with connect(name, count, tls=tls) as client:
+            warnings = check_versions(client)
+            with performance_report_at(report, client) if report is not None else nullcontext():
+                yield ClusterScheduler(client, warnings)

@@ -21,6 +21,10 @@ COMPANIONS: Mapping[str, dict[str, Any]] = {
     "defects.image_space": {"defects": {"enabled": True}},
     "output.save_masks": {"defects": {"enabled": True}},
     "output.include_anomaly_map_values": {"adaptation": {"save_maps": True}},
+    "dataflow.tls_ca": {"dataflow": {"scheduler": "tls://host:1", "tls_cert": "c.pem", "tls_key": "k.pem"}},
+    "dataflow.tls_cert": {"dataflow": {"scheduler": "tls://host:1", "tls_ca": "a.pem", "tls_key": "k.pem"}},
+    "dataflow.tls_key": {"dataflow": {"scheduler": "tls://host:1", "tls_ca": "a.pem", "tls_cert": "c.pem"}},
+    "dataflow.performance_report": {"dataflow": {"scheduler": "local-cluster"}},
     "training.calibration_quantile": {"training": {"train_dir": "normal"}},
 }
 
