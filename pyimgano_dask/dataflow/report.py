@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +48,8 @@ def performance_report_at(path: str, client: Client) -> Iterator[None]:
 
 def _check_libraries(client: Client) -> None:
     versions: Any = client.get_versions(packages=[PACKAGE])
-    missing = [] if find_spec(PACKAGE) else ["here"]
-    if versions["scheduler"]["packages"][PACKAGE] is None:
-        missing.append("on the scheduler")
+    places = {"client": "here", "scheduler": "on the scheduler"}
+    missing = [where for place, where in places.items() if versions[place]["packages"][PACKAGE] is None]
     if missing:
         raise ConfigError(
             f"--performance-report needs {PACKAGE}, which is not installed {' or '.join(missing)}; "
