@@ -23,6 +23,7 @@ from pyimgano_dask.storage.files import check_writable, open_binary, resolve
 from pyimgano_dask.urls import is_url
 
 RUN_FILES = (MANIFEST_NAME, CONFIG_NAME, DETECTOR_NAME)
+LOCAL_ONLY = "this version writes records, shards and reports to local paths only"
 PixelThresholdSource = Literal["explicit", "train_dir", "infer_config"]
 
 
@@ -189,25 +190,35 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
         except ConfigError as error:
             faults.append(f"{flag}: {error}")
     faults += _unsafe_jsonl(settings, base_dir, sources)
-    jsonl = settings.output.save_jsonl
-    for flag, name in (("--save-jsonl", jsonl), ("--run-dir", settings.dataflow.run_dir)):
-        if name is not None and is_url(name):
-            faults.append(f"{flag}: {name!r} is a URL; this version writes records and shards to local paths only")
-    if jsonl is not None and not is_url(jsonl):
-        path = resolve(jsonl, base_dir)
-        if os.path.isdir(path):
-            faults.append(f"--save-jsonl: {jsonl!r} is a folder; give the path of a file")
-        elif os.path.exists(path) and not os.path.isfile(path):
-            faults.append(
-                f"--save-jsonl: {jsonl!r} is a pipe or a device; leave the flag out and redirect standard output"
-            )
-        else:
-            try:
-                check_writable(os.path.dirname(path))
-            except ConfigError as error:
-                faults.append(f"--save-jsonl: {error}")
+    jsonl, report = settings.output.save_jsonl, settings.dataflow.performance_report
+    run_dir = settings.dataflow.run_dir
+    if run_dir is not None and is_url(run_dir):
+        faults.append(f"--run-dir: {run_dir!r} is a URL; {LOCAL_ONLY}")
+    for flag, name in (("--save-jsonl", jsonl), ("--performance-report", report)):
+        if name is not None:
+            faults += _file_faults(flag, name, base_dir)
+    if jsonl is not None and report is not None and real_path(jsonl, base_dir) == real_path(report, base_dir):
+        faults.append(f"--performance-report and --save-jsonl are the same file {report!r}; take two")
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def _file_faults(flag: str, name: str, base_dir: str) -> Iterator[str]:
+    """Why a single file cannot be written where it is asked for."""
+    if is_url(name):
+        yield f"{flag}: {name!r} is a URL; {LOCAL_ONLY}"
+        return
+    path = resolve(name, base_dir)
+    if os.path.isdir(path):
+        yield f"{flag}: {name!r} is a folder; give the path of a file"
+    elif os.path.exists(path) and not os.path.isfile(path):
+        instead = "leave the flag out and redirect standard output" if flag == "--save-jsonl" else "give a file's path"
+        yield f"{flag}: {name!r} is a pipe or a device; {instead}"
+    else:
+        try:
+            check_writable(os.path.dirname(path))
+        except ConfigError as error:
+            yield f"{flag}: {error}"
 
 
 def _unsafe_jsonl(settings: InferSettings, base_dir: str, sources: Sequence[InputFolder]) -> Iterator[str]:
