@@ -182,8 +182,14 @@ class DaskCluster:
         assert pid != self.workers[number].pid, "the worker has no nanny"
         os.kill(pid, signal.SIGKILL)
 
+    def retire_worker(self, number: int) -> None:
+        """Let a worker end its tasks, give its data to others and go, as an operator does who needs the machine."""
+        address = self.worker_addresses()[number]
+        with self.client() as client:
+            client.retire_workers(workers=[address])
+
     def stop_worker(self, number: int) -> None:
-        """Ask a worker to end (SIGTERM); returns at once."""
+        """Ask a worker to end (SIGTERM), as a service manager does; it gives its data to nobody. Returns at once."""
         self.workers[number].terminate()
 
     def pause_worker(self, number: int) -> None:

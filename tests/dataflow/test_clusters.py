@@ -65,6 +65,19 @@ def test_a_cluster_with_certificates_gives_the_same_bytes(encrypted: Encrypted, 
 
 
 @pytest.mark.cluster
+def test_stored_maps_are_scored_anew_there_too(encrypted: Encrypted, place: Path) -> None:
+    inspect(place, "--save-maps", "maps", "--save-jsonl", "first.jsonl")
+    rescore = ("-m", "pyimgano_dask.cli.rescore", "--maps", "maps", "--defects", "--pixel-threshold", "3")
+    report = ("--performance-report", "rescored.html")
+    there = run_python(
+        *(*rescore, "--scheduler", encrypted.cluster.address, *encrypted.files.flags(), *report), cwd=place
+    )
+    assert there.rc == 0, there.stderr
+    assert there.stdout == run_python(*rescore, cwd=place).stdout
+    assert "_run_chunk" in (place / "rescored.html").read_text()
+
+
+@pytest.mark.cluster
 def test_without_flags_the_configuration_of_dask_holds(encrypted: Encrypted, place: Path) -> None:
     files = encrypted.files
     done = run_python(
