@@ -189,11 +189,12 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
             if is_zarr(source.spec) and _lies_inside(folder, real_path(source.spec, base_dir))
         ]
         faults += unwritable.why(flag, folder)
+    flags: dict[str, str] = {}
     for flag, name in output_files(settings):
         faults += _faults_of_file(flag, name, settings, base_dir, sources, unwritable)
-    files = {real_path(name, base_dir) for _, name in output_files(settings)}
-    if len(files) < len(list(output_files(settings))):
-        faults.append(f"--profile-json and --save-jsonl are the same file {settings.output.profile_json!r}; take two")
+        other = flags.setdefault(real_path(name, base_dir), flag)
+        if other != flag:
+            faults.append(f"{flag} and {other} are the same file {name!r}; take two")
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -269,6 +270,7 @@ def output_files(settings: InferSettings) -> Iterator[tuple[str, str]]:
     for flag, name in (
         ("--save-jsonl", settings.output.save_jsonl),
         ("--profile-json", settings.output.profile_json),
+        ("--performance-report", settings.dataflow.performance_report),
     ):
         if name is not None:
             yield flag, name

@@ -68,14 +68,14 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     progress = progress or SilentProgress()
     with ExitStack() as stack:
         flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs))
+        scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs, base_dir))
         profile.n_workers = scheduler.n_workers
-        detector, thresholds, summary.warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
-        summary.warnings += tuple(_unsuited_to_tiles(detector, settings))
+        detector, thresholds, warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
+        summary.warnings = (*scheduler.warnings, *warnings, *_unsuited_to_tiles(detector, settings))
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
         stack.enter_context(folder.begun())
         if folder.run_dir is not None and folder.training is None:
-            _keep_training(folder, folder.run_dir, settings, detector, thresholds, summary.warnings)
+            _keep_training(folder, folder.run_dir, settings, detector, thresholds, warnings)
         summary.training_seconds = time.perf_counter() - started
         draws_at_once = settings.output.save_overlays is not None and settings.output.overlay_scale != "run"
         work = Inspection(

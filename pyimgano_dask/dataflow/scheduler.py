@@ -73,8 +73,10 @@ class Scheduler(ABC):
     """Computes tasks on chunks.
 
     A chunk whose task fails is tried again `retries` times; inside a task OpenCV, BLAS and torch use `threads_per_task`
-    threads.
+    threads. `warnings` are what a user should know of the place where it computes.
     """
+
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, retries: int = 0, threads_per_task: int = 1) -> None:
         self.retries = retries

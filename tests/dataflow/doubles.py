@@ -35,7 +35,8 @@ BIG_SIDE_PX = 200
 
 def opened(name: str, workers: int | None = None, n_inputs: int = 1, **flow: Any) -> AbstractContextManager[Scheduler]:
     """The scheduler that `--scheduler` names; nothing is tried again unless `flow` says so."""
-    return open_scheduler(DataflowSettings(**{"scheduler": name, "workers": workers, "retries": 0, **flow}), n_inputs)
+    settings = DataflowSettings(**{"scheduler": name, "workers": workers, "retries": 0, **flow})
+    return open_scheduler(settings, n_inputs, os.getcwd())
 
 
 def none_is_lost(chunk: Chunk, loss: Loss) -> None:

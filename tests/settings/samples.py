@@ -125,6 +125,7 @@ _SPECIAL = {
     "dataflow.scheduler": ("threads", "sync"),
     "model.checkpoint_path": ("/data/a.npz", "/data/b.npz"),
     "output.overlay_scale": ("run", "-1,2.5"),
+    "dataflow.performance_report": ("report.html", "other.HTML"),
 }
 
 

@@ -165,6 +165,18 @@ def test_all_bad_flags_are_named_at_once() -> None:
         (["--include-anomaly-map-values"], "--include-anomaly-map-values needs --include-maps"),
         (["--calibration-quantile", "0.9"], "--calibration-quantile needs --train-dir"),
         (["--defects-image-space"], "--defects-image-space needs --defects"),
+        (
+            ["--scheduler", "tls://a:1", "--tls-cert", "c"],
+            "--tls-cert without --tls-ca, --tls-key",
+        ),
+        (
+            ["--tls-ca", "a", "--tls-cert", "c", "--tls-key", "k"],
+            "--tls-ca, --tls-cert, --tls-key with --scheduler auto",
+        ),
+        (
+            ["--performance-report", "r.html"],
+            "--performance-report with --scheduler auto",
+        ),
     ],
 )
 def test_a_flag_without_the_one_it_needs_is_refused(flags: list[str], needed: str) -> None:
