@@ -376,5 +376,5 @@ def test_the_plan_says_what_the_bytes_depend_on(whole: Path) -> None:
     plan = settings_of(whole)["plan"]
     assert plan["--input (number)"] == 22 * N_LISTS
     assert plan["dataflow.batch_size"] == 2
-    assert {"version of numpy", "version of opencv", "version of pyimgano-dask", "version of zarr"} <= set(plan)
+    assert {"version of numpy", "version of OpenCV", "version of pyimgano-dask", "version of zarr"} <= set(plan)
     assert not {"dataflow.scheduler", "dataflow.workers", "output.save_jsonl", "dataflow.retries"} & set(plan)
