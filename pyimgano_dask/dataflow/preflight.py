@@ -192,11 +192,11 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
     faults += _unsafe_jsonl(settings, base_dir, sources)
     jsonl, report = settings.output.save_jsonl, settings.dataflow.performance_report
     run_dir = settings.dataflow.run_dir
-    if run_dir is not None and is_url(run_dir):
-        faults.append(f"--run-dir: {run_dir!r} is a URL; {LOCAL_ONLY}")
     for flag, name in (("--save-jsonl", jsonl), ("--performance-report", report)):
         if name is not None:
             faults += _file_faults(flag, name, base_dir)
+    if run_dir is not None and is_url(run_dir):
+        faults.append(f"--run-dir: {run_dir!r} is a URL; {LOCAL_ONLY}")
     if jsonl is not None and report is not None and real_path(jsonl, base_dir) == real_path(report, base_dir):
         faults.append(f"--performance-report and --save-jsonl are the same file {report!r}; take two")
     if faults:
