@@ -155,25 +155,28 @@ def faults_are_oserrors() -> Iterator[None]:
 def is_transient(error: BaseException) -> bool:
     """Whether trying again may help: a cut connection, a timeout, an overloaded or failing server.
 
-    Missing files, missing permissions and refused credentials stay as they are.
+    Missing files, missing permissions and refused credentials stay as they are. An error counts as what caused it,
+    because clients wrap: fsspec calls a file missing whose web server failed.
     """
-    if isinstance(error, _FINAL):
-        return False
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
         seen.add(id(link))
-        if isinstance(link, (ConnectionError, TimeoutError, CutShortError)):
-            return True
-        if isinstance(link, OSError) and link.errno in _TRANSIENT_ERRNOS:
-            return True
-        if _TRANSIENT_NAMES.intersection(base.__name__ for base in type(link).__mro__):
-            return True
-        status = _http_status(link)
-        if status is not None and (status >= 500 or status in _TRANSIENT_STATUS):
+        if not isinstance(link, _FINAL) and _is_transient_itself(link):
             return True
         link = link.__cause__
     return False
+
+
+def _is_transient_itself(error: BaseException) -> bool:
+    if isinstance(error, (ConnectionError, TimeoutError, CutShortError)):
+        return True
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
+        return True
+    if _TRANSIENT_NAMES.intersection(base.__name__ for base in type(error).__mro__):
+        return True
+    status = _http_status(error)
+    return status is not None and (status >= 500 or status in _TRANSIENT_STATUS)
 
 
 @contextmanager

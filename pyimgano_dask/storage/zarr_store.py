@@ -109,7 +109,7 @@ def read_row(path: str, array: str, row: int, *, max_pixels: int) -> NDArray[Any
 
 
 def _read_row(path: str, array: str, row: int, max_pixels: int) -> Any:
-    stored = zarr.open_array(_store(path), path=array, mode="r")
+    stored = zarr.open_array(_store(path), path=array, mode="r", zarr_format=3)
     if math.prod(stored.shape[1:]) > max_pixels:
         raise ValueError(f"its rows have shape {stored.shape[1:]}, more pixels than --max-image-pixels {max_pixels}")
     if _lacks_its_file(path, stored, row):
@@ -210,7 +210,7 @@ def _open_or_create(
             config=config,
         )
     except ContainsArrayError:
-        array = zarr.open_array(_store(path), path=name, mode="r+").with_config(config)
+        array = zarr.open_array(_store(path), path=name, mode="r+", zarr_format=3).with_config(config)
     found = (array.shape, array.chunks, array.shards, str(array.dtype))
     if found != (shape, chunks, shards, dtype):
         raise RunError(

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 import pyimgano_dask
-from pyimgano_dask import ConfigError
+from pyimgano_dask import ConfigError, RunError
 from pyimgano_dask.dataflow.inspection import RunSummary
 from tests.cluster import start_cluster
 from tests.conftest import Ended, hashes_below, infer_command, run_python
@@ -51,7 +51,7 @@ def inspect(**flags: Any) -> RunSummary:
     """The same in this process."""
     source = {} if "model" in flags or "infer_config" in flags else {"infer_config": "fit/infer_config.json"}
     common: dict[str, Any] = {"defects": True, "batch_size": 4, "scheduler": "sync", **source}
-    return pyimgano_dask.infer(**common, **flags)
+    return pyimgano_dask.infer(**{**common, **flags})
 
 
 def records(ended: Ended) -> list[dict[str, Any]]:
@@ -77,6 +77,12 @@ def on_disk(place: Path) -> Ended:
 def inputs(bucket: Bucket, place: Path) -> str:
     """The images to inspect, as a folder of the store."""
     return bucket.put_folder((place / "set" / "test").resolve(), "set/test")
+
+
+@pytest.fixture
+def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of the store tries each request twice instead of five times."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
 
 
 class TestInputs:
@@ -150,6 +156,49 @@ class TestArtifacts:
         assert bucket.hashes("maps") == hashes_below(place / "maps")
 
 
+class TestRecordsAndRunFolders:
+    def test_they_are_those_of_the_disk(self, bucket: Bucket, at: Path) -> None:
+        def run(root: str) -> None:
+            files = {"save_jsonl": f"{root}records/all.jsonl", "profile_json": f"{root}p.json"}
+            folders = {"save_maps": f"{root}run/maps", "run_dir": f"{root}run"}
+            done = inspect(input="set/test", keep_parts=True, **files, **folders)
+            assert len(list(done.records())) == 20
+
+        run("all/")
+        run(bucket.url("all/"))
+        there = {name: bucket.get(f"all/{name}") for name in bucket.names("all/")}
+        here = {str(path.relative_to(at / "all")): path for path in (at / "all").rglob("*") if path.is_file()}
+        assert set(there) == set(here)
+        own = {"p.json", "run/run.json", "run/plan.json"}
+        for name in set(there) - own:
+            found = there[name].replace(bucket.url("all/").encode(), b"")
+            assert found == here[name].read_bytes().replace(b"all/", b""), name
+        rescored = [pyimgano_dask.rescore(from_run=run_dir) for run_dir in (bucket.url("all/run"), "all/run")]
+        assert without(rescored[0].records(), bucket.url("all/")) == without(rescored[1].records(), "all/")
+
+    def test_a_run_without_a_folder_leaves_nothing_else(self, bucket: Bucket, at: Path) -> None:
+        inspect(input="set/test", save_jsonl=bucket.url("all.jsonl"), scheduler="threads")
+        assert bucket.names() == ["all.jsonl"]
+        assert bucket.get("all.jsonl").count(b"\n") == 20
+
+    def test_a_run_that_ends_in_the_middle_is_resumed(self, bucket: Bucket, at: Path, few_tries: None) -> None:
+        flags: dict[str, Any] = {"input": "set/test", "save_maps": bucket.url("maps"), "run_dir": bucket.url("run")}
+        with (
+            cut_line(bucket.store, "PUT", r"/run/parts/part-00000003", -1) as line,
+            reached_by(line.env),
+            pytest.raises(RunError, match=r"results cannot be written.*\n.*--resume"),
+        ):
+            inspect(**flags)
+        assert bucket.names("run/parts/") == [f"part-0000000{index}.jsonl" for index in range(3)]
+        with pytest.raises(ConfigError, match="unfinished run, 3 chunks"):
+            inspect(**flags)
+        resumed = inspect(resume=True, **flags)
+        assert resumed.n_resumed == 12
+        at_once = inspect(input="set/test", save_maps="maps")
+        assert without(resumed.records(), bucket.url("")) == without(at_once.records())
+        assert "parts" not in "".join(bucket.names("run/"))
+
+
 class TestRescoring:
     def test_maps_at_a_url(self, bucket: Bucket, at: Path, on_disk: Ended) -> None:
         inspect(input="set/test", save_maps="stored.zarr")
@@ -177,9 +226,8 @@ class TestRescoring:
 
 class TestCutLines:
     @pytest.fixture
-    def cut(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cut]:
-        """Lets `s3://` lead over a line that is cut; the client tries a request twice instead of five times."""
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    def cut(self, bucket: Bucket, few_tries: None) -> Iterator[Cut]:
+        """Lets `s3://` lead over a line that is cut."""
         with ExitStack() as stack:
 
             def cut(method: str, path: str, n: int) -> CutLine:
