@@ -66,6 +66,21 @@ def process_of(chunk: Chunk, common: None) -> int:
     return os.getpid()
 
 
+def begin_here(chunk: Chunk, common: None) -> int:
+    """The first half of a chain: the process that begins."""
+    return os.getpid()
+
+
+def end_here(chunk: Chunk, begun: int, common: None) -> tuple[int, int]:
+    """The second half: both processes."""
+    return begun, os.getpid()
+
+
+def as_it_is(begun: int) -> int:
+    """What travels between the halves."""
+    return begun
+
+
 def end_the_run_at_three(chunk: Chunk, common: None) -> int:
     """Raises for chunk 3 what is not the fault of a chunk."""
     if chunk.index == 3:

@@ -156,6 +156,28 @@ class TestArtifacts:
         assert bucket.hashes("maps") == hashes_below(place / "maps")
 
 
+@pytest.mark.cluster
+def test_workers_without_the_disk_of_the_client_leave_the_same_bytes(
+    bucket: Bucket, place: Path, inputs: str, tmp_path: Path
+) -> None:
+    """The detector travels with the job, everything else goes through the store."""
+    here = (*("--save-masks", "apart/masks", "--save-overlays", "apart/overlays", "--save-maps", "apart/maps.zarr"),)
+    assert fitted(place, "--input", inputs, *here, "--save-jsonl", "apart/records.jsonl").rc == 0
+    there = (
+        *("--save-masks", bucket.url("apart/masks"), "--save-overlays", bucket.url("apart/overlays")),
+        *("--save-maps", bucket.url("apart/maps.zarr"), "--save-jsonl", bucket.url("apart/records.jsonl")),
+        *("--run-dir", bucket.url("apart-run")),
+    )
+    with start_cluster(tmp_path / "cluster", 2, hidden=place.resolve()) as cluster:
+        ended = fitted(place, "--input", inputs, *there, "--scheduler", cluster.address)
+    assert ended.rc == 0, ended.stderr
+    ours, theirs = bucket.hashes("apart"), hashes_below(place / "apart")
+    assert ours.keys() == theirs.keys()
+    assert {path for path in ours if ours[path] != theirs[path]} == {"records.jsonl"}
+    lines = bucket.get("apart/records.jsonl").decode().replace(bucket.url("apart"), "apart")
+    assert lines == (place / "apart/records.jsonl").read_text()
+
+
 class TestRecordsAndRunFolders:
     def test_they_are_those_of_the_disk(self, bucket: Bucket, at: Path) -> None:
         def run(root: str) -> None:
