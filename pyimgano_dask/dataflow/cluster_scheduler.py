@@ -188,7 +188,7 @@ class _Workers:
             )
 
     def _look(self) -> None:
-        workers = self.client.scheduler_info()["workers"]
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
         able = [
             address
             for address, worker in workers.items()

@@ -242,6 +242,10 @@ def inspect(
                 f"the input list changed during the run: {work.n_inputs} inputs at its start, "
                 f"{summary.n_inputs} when it was read; run again once nothing is added or removed"
             )
+
+
+def say_finished(work: Inspection, folder: RunFolder) -> None:
+    """Write `run.json`, the last of all files of a run."""
     if folder.run_dir is not None:
         write_atomic(join(folder.run_dir, MANIFEST_NAME), _manifest(work).encode())
 

@@ -21,6 +21,7 @@ from pyimgano_dask.dataflow.inspection import (
     SilentProgress,
     Thresholds,
     inspect,
+    say_finished,
     stored_source,
     take_finished,
 )
@@ -79,6 +80,7 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
     folder = find_run_folder(settings, base_dir, plan)
     summary = RunSummary(settings, STORED_MAPS, thresholds=thresholds)
     if take_finished(folder, settings, base_dir, summary):
+        finish(summary, started, RESCORE.name)
         return summary
     progress = progress or SilentProgress()
     with ExitStack() as stack:
@@ -99,6 +101,7 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
             images=None,
         )
         inspect(work, scheduler, folder, stdout, progress, summary)
+        say_finished(work, folder)
     finish(summary, started, RESCORE.name)
     return summary
 

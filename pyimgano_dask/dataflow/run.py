@@ -17,6 +17,7 @@ from pyimgano_dask.dataflow.inspection import (
     SilentProgress,
     Thresholds,
     inspect,
+    say_finished,
     stored_settings,
     stored_source,
     take_finished,
@@ -64,6 +65,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     folder = find_run_folder(settings, base_dir, plan)
     summary = RunSummary(settings, preflight.detector.name, profile=profile)
     if take_finished(folder, settings, base_dir, summary):
+        finish(summary, started, INFER.name)
         return summary
     progress = progress or SilentProgress()
     with ExitStack() as stack:
@@ -75,7 +77,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
         stack.enter_context(folder.begun())
         if folder.run_dir is not None and folder.training is None:
-            _keep_training(folder, folder.run_dir, settings, detector, thresholds, warnings)
+            _keep_training(folder, detector, thresholds, warnings)
         summary.training_seconds = time.perf_counter() - started
         draws_at_once = settings.output.save_overlays is not None and settings.output.overlay_scale != "run"
         work = Inspection(
@@ -89,6 +91,9 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             images=stored_source(settings, base_dir),
         )
         inspect(work, scheduler, folder, stdout, progress, summary)
+        if folder.run_dir is not None:
+            _save_config(folder.run_dir, settings, detector, thresholds)
+        say_finished(work, folder)
     finish(summary, started, INFER.name)
     return summary
 
@@ -112,14 +117,9 @@ def _trained(
 
 
 def _keep_training(
-    folder: RunFolder,
-    run_dir: str,
-    settings: InferSettings,
-    detector: Detector[Any],
-    thresholds: Thresholds,
-    warnings: tuple[str, ...],
+    folder: RunFolder, detector: Detector[Any], thresholds: Thresholds, warnings: tuple[str, ...]
 ) -> None:
-    """Leave what fitting and calibrating gave, for a later session of this run and for runs without training images."""
+    """Leave what fitting and calibrating gave, for a later session of this run."""
     encoded = encode_detector(detector)
     training = Training(
         detector_sha256=_sha256(encoded),
@@ -130,7 +130,6 @@ def _keep_training(
         warnings=warnings,
     )
     folder.keep_training(training, encoded)
-    _save_config(run_dir, settings, detector, thresholds)
 
 
 def _train(

@@ -222,7 +222,7 @@ def find_run_folder(settings: InferSettings, base_dir: str, plan: RunPlan) -> Ru
         return folder
     is_finished = is_file(join(run_dir, MANIFEST_NAME))
     if flow.resume is None:
-        n_done = 0 if is_finished else len(folder.finished_chunks())
+        n_done = 0 if is_finished else len(folder.finished_chunks() or folder.surveyed_chunks())
         if n_done:
             raise ConfigError(
                 f"--run-dir: {flow.run_dir!r} holds an unfinished run, {n_done} chunks of it done; give --resume to go "
