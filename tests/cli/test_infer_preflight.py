@@ -112,7 +112,6 @@ class TestOutputs:
             ("empty", "folder"),
             ("/proc/out.jsonl", "cannot write"),
             ("file/out.jsonl", "is a file"),
-            ("s3://bucket/out.jsonl", "is a URL"),
         ],
     )
     def test_a_file_that_cannot_be_written(self, place: Place, flag: str, path: str, reason: str) -> None:
