@@ -13,7 +13,7 @@ help:
 	@echo "make lint   ruff: style and format"
 	@echo "make types  mypy"
 	@echo "make docs   write the generated reference in docs/"
-	@echo "make pictures  write docs/images from the examples of docs/FALSE_POSITIVE_DEBUGGING.md"
+	@echo "make pictures  write docs/images from the examples of the documentation"
 	@echo "make bench  time the main job (see docs/PERFORMANCE.md)"
 	@echo "make clean  remove the environment and what the demo wrote"
 

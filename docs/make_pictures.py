@@ -1,4 +1,4 @@
-"""Make the pictures of the documentation: run what FALSE_POSITIVE_DEBUGGING.md says and lay its overlays side by side.
+"""Make the pictures of the documentation: run what its pages say and lay what that leaves side by side.
 
 Run by `make pictures` after `make demo`, in the folder that holds `demo-output`.
 """
@@ -21,6 +21,7 @@ Picture = NDArray[np.uint8]
 DOCS = Path(__file__).resolve().parent
 DEMO = Path("demo-output")
 FP = DEMO / "fp"
+TILES = DEMO / "tiles"
 GAP_PX = 8
 JPEG_QUALITY = 84
 
@@ -29,6 +30,8 @@ INSPECTED = ("good/003", "scratch/000", "pit/003", "stain/000")
 STEPS = {"0-noisy": "0", "1-border": "1", "2-median": "2", "3-area": "3", "4-hysteresis": "4", "5-clean": "clean"}
 README_OVERLAYS = ("000017_003", "000013_003", "000006_000", "000000_000")
 README_IMAGES = ("stain/003", "scratch/003", "pit/000", "good/000")
+BLENDINGS = (("max", "mean"), ("hann", "gaussian"))
+MAP_DETAIL = np.s_[165:315, 210:410]
 
 
 def run_examples(page: Path) -> None:
@@ -65,6 +68,12 @@ def row(folder: Path, names: Iterable[str]) -> Picture:
     return joined((read(folder / f"{name}.png") for name in names), axis=1)
 
 
+def heat(path: Path) -> Picture:
+    """A detail of a map of grey levels, its roots from 0 to that of 60 as heat."""
+    levels = np.clip(np.sqrt(np.load(path)[MAP_DETAIL] / 60), 0, 1) * 255
+    return np.asarray(cv2.applyColorMap(levels.astype(np.uint8), cv2.COLORMAP_INFERNO), np.uint8)
+
+
 def write(name: str, picture: Picture) -> None:
     path = DOCS / "images" / name
     cv2.imwrite(str(path), picture, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
@@ -84,6 +93,11 @@ def main() -> None:
     write("fp-scale.jpg", joined((enlarged(picture, 2) for picture in scales), axis=1))
     moved = (read(FP / folder / "000000_moved.png") for folder in ("none", "translation"))
     write("fp-reference.jpg", joined((enlarged(picture, 2) for picture in moved), axis=1))
+    run_examples(DOCS / "TILING.md")
+    overlays = (joined((read(TILES / name / "000000_moved.png") for name in pair), axis=1) for pair in BLENDINGS)
+    write("tiles-overlays.jpg", joined(overlays, axis=0))
+    maps = (joined((heat(TILES / f"{name}-maps/000000_moved.npy") for name in pair), axis=1) for pair in BLENDINGS)
+    write("tiles-maps.jpg", enlarged(joined(maps, axis=0), 2))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from distributed import Client
 from distributed.security import Security
+from distributed.versions import VersionMismatchWarning
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER_TIMEOUT_S = 60
@@ -130,7 +132,11 @@ class DaskCluster:
     def client(self) -> Iterator[Client]:
         """A client of its own, which is not the default one."""
         security = self._tls.security() if self._tls else None
-        with Client(self.address, timeout=CLUSTER_TIMEOUT_S, set_as_default=False, security=security) as client:
+        with warnings.catch_warnings():
+            # Tests of the versions have clusters that do not agree.
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            client = Client(self.address, timeout=CLUSTER_TIMEOUT_S, set_as_default=False, security=security)
+        with client:
             yield client
 
     def worker_addresses(self) -> dict[int, str]:
@@ -176,8 +182,14 @@ class DaskCluster:
         assert pid != self.workers[number].pid, "the worker has no nanny"
         os.kill(pid, signal.SIGKILL)
 
+    def retire_worker(self, number: int) -> None:
+        """Let a worker end its tasks, give its data to others and go, as an operator does who needs the machine."""
+        address = self.worker_addresses()[number]
+        with self.client() as client:
+            client.retire_workers(workers=[address])
+
     def stop_worker(self, number: int) -> None:
-        """Ask a worker to end (SIGTERM); returns at once."""
+        """Ask a worker to end (SIGTERM), as a service manager does; it gives its data to nobody. Returns at once."""
         self.workers[number].terminate()
 
     def pause_worker(self, number: int) -> None:

@@ -95,9 +95,9 @@ def run_python(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def infer_command(*flags: object, cwd: Path) -> Ended:
+def infer_command(*flags: object, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
     """Run `pyimgano-infer` as a process of its own."""
-    return run_python("-m", "pyimgano_dask.cli.infer", *map(str, flags), cwd=cwd)
+    return run_python("-m", "pyimgano_dask.cli.infer", *map(str, flags), cwd=cwd, env=env)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.resolve import resolve
 from pyimgano_dask.synthesis import write_inspection_set
 from pyimgano_dask.version import __version__
+from tests.cluster import make_tls
 from tests.conftest import ROOT, infer_command, run_python
 
 TIMEOUT_S = 90
@@ -143,7 +144,7 @@ class Example:
 
     @property
     def starts_a_cluster(self) -> bool:
-        return "start-cluster.sh" in self.code or "dask scheduler" in self.code
+        return any(words in self.code for words in ("start-cluster.sh", "dask scheduler", "local-cluster"))
 
 
 def examples_of(page: str) -> list[Example]:
@@ -237,7 +238,7 @@ def walk(page: str, cwd: Path, *, is_wanted: Callable[[Example], bool]) -> None:
             assert comparable(printed) == comparable(example.shown), where
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/GUIDE.md", "docs/FALSE_POSITIVE_DEBUGGING.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/GUIDE.md", "docs/FALSE_POSITIVE_DEBUGGING.md", "docs/TILING.md"])
 def test_examples_run_and_print_what_is_shown(page: str, checkout: Path) -> None:
     walk(page, checkout, is_wanted=lambda example: not example.starts_a_cluster)
     if page == "README.md":
@@ -381,6 +382,21 @@ def test_deploy_scripts_start_and_stop_a_cluster_on_loopback(checkout: Path) -> 
 
 
 @pytest.mark.cluster
+def test_the_start_script_passes_certificates_on(checkout: Path) -> None:
+    files = make_tls(checkout / "tls")
+    folder = checkout / "demo-output" / "encrypted"
+    started = deploy("start-cluster.sh", "--workers", "1", "--port", "0", *files.flags(), str(folder), cwd=checkout)
+    assert started.returncode == 0, started.stderr
+    address = json.loads((folder / "scheduler.json").read_text())["address"]
+    assert address.startswith("tls://127.0.0.1:")
+    assert f"1 workers at {address}" in started.stdout
+    assert " ".join(files.flags()) in started.stdout
+    with Client(address, security=files.security(), timeout=20, set_as_default=False) as client:
+        (worker,) = client.nthreads()
+    assert worker.startswith("tls://")
+
+
+@pytest.mark.cluster
 def test_a_port_that_is_taken_is_told_and_nothing_stays(checkout: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -398,6 +414,8 @@ def test_a_port_that_is_taken_is_told_and_nothing_stays(checkout: Path) -> None:
         (["--port", "x"], "--port: x is not a port number"),
         (["--nodes", "3"], "unknown flag --nodes"),
         (["a", "b"], "two folders are given, a and b"),
+        (["--tls-ca", "ca.pem"], "TLS takes all of --tls-ca, --tls-cert and --tls-key"),
+        (["--tls-ca", "a", "--tls-cert", "b", "--tls-key", "c"], "there is no file a that this user can read"),
     ],
 )
 def test_wrong_flags_of_the_start_script_are_told(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -416,12 +434,11 @@ def test_services_give_dask_flags_and_variables_that_exist(verb: str) -> None:
     command = unit["Service"]["ExecStart"]
     assert f"/dask {verb} " in command
     assert set(FLAG.findall(command)) <= flags_of(sys.executable, "-m", "dask", verb)
-    environment = dict(
-        line.split("=", 1)
-        for line in (ROOT / "deploy/systemd/cluster.env").read_text().splitlines()
-        if line and not line.startswith("#")
-    )
-    assert set(re.findall(r"\$\{(\w+)\}", command)) <= {*environment, "STATE_DIRECTORY"}
+    text = (ROOT / "deploy/systemd/cluster.env").read_text()
+    environment = dict(line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#"))
+    assert set(re.findall(r"\$\{?(\w+)", command)) <= {*environment, "STATE_DIRECTORY"}
+    (shown,) = re.findall("^# +TLS=(.*)$", text, flags=re.MULTILINE)
+    assert set(FLAG.findall(shown)) <= flags_of(sys.executable, "-m", "dask", verb)
     assert environment["HOST"] == "127.0.0.1"
 
 

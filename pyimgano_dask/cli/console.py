@@ -90,6 +90,7 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         ("maps", output.save_maps),
         ("masks", output.save_masks),
         ("overlays", output.save_overlays),
+        ("report", summary.settings.dataflow.performance_report),
     ):
         if path is not None:
             table.add_row(label, Text(path))

@@ -98,9 +98,11 @@ def finish_chunk(chunk: Chunk[Any], started: Started, job: Job) -> Receipt:
         if isinstance(outcome, Scored):
             try:
                 records[outcome.index] = _inspect(outcome, job, writer, clock)
-                continue
             except InputError as error:
                 outcome = Failed(outcome.index, outcome.path, error)
+            else:
+                del outcome  # large maps are let go before the next image is read
+                continue
         records[outcome.index] = error_record(outcome)
     in_order = [records[index] for index, _ in chunk.rows()]
     with clock.stage("write"), shard_faults_end_the_run():

@@ -184,7 +184,7 @@ class _Workers:
             what = "workers" if self.gpu_resource is None else f"workers with the resource {self.gpu_resource!r}"
             raise RunError(
                 f"the cluster has had no {what} for {WORKER_TIMEOUT_S:.0f} s; start some with "
-                f"`dask worker {self.client.scheduler.address}`"
+                f"`dask worker {self.client.scheduler.address}`, and run again"
             )
 
     def _look(self) -> None:
@@ -212,16 +212,29 @@ class _Share:
         """The future of it. Raises RunError when the scheduler is gone, or no worker is there in time."""
         if not self.is_lost:
             return self._future
+        deadline = time.monotonic() + WORKER_TIMEOUT_S
+        while self.is_lost:
+            self._scatter(deadline)
+        return self._future
+
+    def _scatter(self, deadline: float) -> None:
         client = self._workers.client
         if client.status != "running":
             raise RunError("the cluster was lost during the run; see that its scheduler is up, and run again")
         try:
-            client.wait_for_workers(1, timeout=WORKER_TIMEOUT_S)
+            client.wait_for_workers(1, timeout=max(POLL_S, deadline - time.monotonic()))
+            self._future = client.scatter(self._shared, broadcast=True, hash=False)
+            self.is_lost = False
         except TimeoutError:
-            raise RunError(f"the cluster has had no workers for {WORKER_TIMEOUT_S:.0f} s; start some") from None
-        self._future = client.scatter(self._shared, broadcast=True, hash=False)
-        self.is_lost = False
-        return self._future
+            raise RunError(
+                f"the cluster has had no workers for {WORKER_TIMEOUT_S:.0f} s; start some with "
+                f"`dask worker {client.scheduler.address}`, and run again"
+            ) from None
+        except OSError:
+            # A worker that has just died is still known to the scheduler for a moment.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
 
 
 class _Queue:

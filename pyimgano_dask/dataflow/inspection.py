@@ -31,7 +31,15 @@ from pyimgano_dask.defects import Waterfall
 from pyimgano_dask.errors import ConfigError, RunError
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest
-from pyimgano_dask.storage.files import is_file, make_folder, open_sink, resolve, write_atomic
+from pyimgano_dask.storage.files import (
+    is_file,
+    make_folder,
+    open_sink,
+    remove_leftovers,
+    remove_leftovers_of,
+    resolve,
+    write_atomic,
+)
 from pyimgano_dask.storage.jsonl import iter_records
 from pyimgano_dask.urls import join
 from pyimgano_dask.version import __version__
@@ -187,6 +195,8 @@ def inspect(
     """
     settings, base_dir = work.settings, work.base_dir
     _prepare_outputs(settings, base_dir, anew=not folder.is_resumed)
+    if folder.follows_another:
+        _remove_leftovers(settings, base_dir)
     with _open_output(settings, base_dir, stdout) as sink:
         source, scale = work.source, settings.output.fixed_overlay_scale
         if settings.output.save_overlays is not None and settings.output.overlay_scale == "run":
@@ -368,6 +378,16 @@ def _prepare_outputs(settings: InferSettings, base_dir: str, *, anew: bool) -> N
 
         for store in stores:
             create_store(resolve(store, base_dir), anew=anew)
+
+
+def _remove_leftovers(settings: InferSettings, base_dir: str) -> None:
+    """Remove what writers of an earlier session have left that were killed."""
+    output = settings.output
+    if output.save_jsonl is not None:
+        remove_leftovers_of(resolve(output.save_jsonl, base_dir))
+    for folder in (output.save_maps, output.save_masks, output.save_overlays):
+        if folder is not None:
+            remove_leftovers(resolve(folder, base_dir))
 
 
 @contextmanager

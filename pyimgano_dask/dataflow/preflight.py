@@ -15,6 +15,7 @@ from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector
 from pyimgano_dask.detectors.registry import find_detector_type
+from pyimgano_dask.detectors.tiling import tiled
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
@@ -77,7 +78,7 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
     with profile.stage("load_model"):
-        detector = _make_detector(settings, base_dir)
+        detector = tiled(_make_detector(settings, base_dir), settings.adaptation.tiling)
     references = _find_references(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
@@ -188,11 +189,12 @@ def check_outputs(settings: InferSettings, base_dir: str, sources: Sequence[Inpu
             if is_zarr(source.spec) and _lies_inside(folder, real_path(source.spec, base_dir))
         ]
         faults += unwritable.why(flag, folder)
+    flags: dict[str, str] = {}
     for flag, name in output_files(settings):
         faults += _faults_of_file(flag, name, settings, base_dir, sources, unwritable)
-    files = {real_path(name, base_dir) for _, name in output_files(settings)}
-    if len(files) < len(list(output_files(settings))):
-        faults.append(f"--profile-json and --save-jsonl are the same file {settings.output.profile_json!r}; take two")
+        other = flags.setdefault(real_path(name, base_dir), flag)
+        if other != flag:
+            faults.append(f"{flag} and {other} are the same file {name!r}; take two")
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -268,6 +270,7 @@ def output_files(settings: InferSettings) -> Iterator[tuple[str, str]]:
     for flag, name in (
         ("--save-jsonl", settings.output.save_jsonl),
         ("--profile-json", settings.output.profile_json),
+        ("--performance-report", settings.dataflow.performance_report),
     ):
         if name is not None:
             yield flag, name

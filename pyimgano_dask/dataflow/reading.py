@@ -64,7 +64,11 @@ class Reader:
         return Loaded(index, path, image, image if self.with_display else None)
 
     def groups(self, rows: Iterable[tuple[int, str]]) -> Iterator[tuple[list[Loaded], list[Failed]]]:
-        """Read inputs one by one, and hand them over whenever their pixels reach `GROUP_PIXELS`."""
+        """Read inputs one by one, and hand them over whenever their pixels reach `GROUP_PIXELS`.
+
+        The lists are the caller's: nothing else holds the images, but for the last reference, which may be the next
+        one's, too.
+        """
         loaded: list[Loaded] = []
         failed: list[Failed] = []
         pixels = 0
@@ -82,6 +86,7 @@ class Reader:
                 continue
             loaded.append(item)
             pixels += item.pixels
+            del item
             if pixels >= GROUP_PIXELS:
                 yield loaded, failed
                 loaded, failed, pixels = [], [], 0

@@ -82,8 +82,9 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
         return summary
     progress = progress or SilentProgress()
     with ExitStack() as stack:
-        scheduler = stack.enter_context(open_scheduler(settings.dataflow, maps.count()))
+        scheduler = stack.enter_context(open_scheduler(settings.dataflow, maps.count(), base_dir))
         stack.enter_context(folder.begun())
+        summary.warnings = scheduler.warnings
         summary.scheduler = scheduler.describe()
         summary.profile.n_workers = scheduler.n_workers
         summary.training_seconds = time.perf_counter() - started

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
@@ -37,6 +37,7 @@ from pyimgano_dask.settings.commands import INFER
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
+from pyimgano_dask.settings.tiling import TilingSettings
 from pyimgano_dask.storage.files import write_atomic
 from pyimgano_dask.thresholds import (
     calibrated_pixel_provenance,
@@ -67,13 +68,14 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     progress = progress or SilentProgress()
     with ExitStack() as stack:
         flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs))
+        scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs, base_dir))
         profile.n_workers = scheduler.n_workers
-        detector, thresholds, summary.warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
+        detector, thresholds, warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
+        summary.warnings = (*scheduler.warnings, *warnings, *_unsuited_to_tiles(detector, settings))
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
         stack.enter_context(folder.begun())
         if folder.run_dir is not None and folder.training is None:
-            _keep_training(folder, folder.run_dir, settings, detector, thresholds, summary.warnings)
+            _keep_training(folder, folder.run_dir, settings, detector, thresholds, warnings)
         summary.training_seconds = time.perf_counter() - started
         draws_at_once = settings.output.save_overlays is not None and settings.output.overlay_scale != "run"
         work = Inspection(
@@ -184,6 +186,14 @@ def _train(
     return detector, thresholds, warnings
 
 
+def _unsuited_to_tiles(detector: Detector[Any], settings: InferSettings) -> Iterator[str]:
+    if detector.is_position_bound and settings.adaptation.tiling.tile_size is not None:
+        yield (
+            f"{detector.name} compares each tile with a whole normal image, brought to the same size: on tiles its "
+            "scores mean something only where every tile and every normal image show the same thing (docs/TILING.md)"
+        )
+
+
 def _with_pixel(thresholds: Thresholds, value: float, provenance: Mapping[str, Any]) -> Thresholds:
     return Thresholds(thresholds.score, thresholds.score_provenance, value, provenance)
 
@@ -200,7 +210,7 @@ def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> D
             f"--resume: {where} is not the detector that the run in {folder.run_dir!r} began with; bring it back, or "
             "start anew with --no-resume"
         )
-    return decode_detector(data, DETECTOR_NAME)
+    return detector.with_state(decode_detector(data, DETECTOR_NAME).state())
 
 
 def _sha256(data: bytes) -> str:
@@ -221,8 +231,12 @@ def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any],
             "model_kwargs": detector.arguments.model_dump(mode="json"),
             "checkpoint_path": DETECTOR_NAME,
         },
-        "adaptation": {"save_maps": settings.wants_maps},
+        "adaptation": {"save_maps": settings.wants_maps, **_tiling(settings.adaptation.tiling)},
         **stored_settings(settings, thresholds),
     }
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(join(run_dir, CONFIG_NAME), text.encode())
+
+
+def _tiling(tiling: TilingSettings) -> Mapping[str, Any]:
+    return {} if tiling.tile_size is None else {"tiling": tiling.model_dump(mode="json")}

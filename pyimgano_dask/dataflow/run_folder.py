@@ -35,6 +35,7 @@ from pyimgano_dask.storage.files import (
     read_file,
     remove_file,
     remove_folder_if_empty,
+    remove_leftovers,
     resolve,
     write_atomic,
 )
@@ -79,17 +80,26 @@ class RunFolder:
     """Where one run keeps what it needs until it ends, and after a failure.
 
     `parts_dir` takes the shards. With a folder of the user's own (`run_dir`) everything stays when the run fails, so
-    that it can be resumed; without one it is a temporary folder that goes with the run.
+    that it can be resumed; without one it is a temporary folder that goes with the run. `follows_another` says that an
+    earlier run, of this plan or another, began in it.
     """
 
     def __init__(
-        self, plan: RunPlan, run_dir: str | None, parts_dir: str, earlier: Earlier | None, keeps: bool
+        self,
+        plan: RunPlan,
+        run_dir: str | None,
+        parts_dir: str,
+        *,
+        keeps_parts: bool,
+        earlier: Earlier | None = None,
+        follows_another: bool = False,
     ) -> None:
         self.plan = plan
         self.run_dir = run_dir
         self.parts_dir = parts_dir
         self.earlier = earlier
-        self._keeps_parts = keeps
+        self.follows_another = follows_another
+        self._keeps_parts = keeps_parts
         self._file = earlier.file if earlier else PlanFile(plan=dict(plan.facts))
 
     @property
@@ -155,6 +165,7 @@ class RunFolder:
                 self._remove_parts()
                 self._write()
             make_folder(self.parts_dir)
+            remove_leftovers(self.parts_dir)
             try:
                 yield
             except BaseException as error:
@@ -199,13 +210,15 @@ def find_run_folder(settings: InferSettings, base_dir: str, plan: RunPlan) -> Ru
     """
     flow = settings.dataflow
     if flow.run_dir is None:
-        return RunFolder(plan, None, _temporary_parts(settings, base_dir), None, flow.keep_parts)
+        return RunFolder(plan, None, _temporary_parts(settings, base_dir), keeps_parts=flow.keep_parts)
     run_dir = resolve(flow.run_dir, base_dir)
     if os.path.isdir(local_path(run_dir) or ""):
         with _only_one_run(run_dir):
             pass
-    folder = RunFolder(plan, run_dir, join(run_dir, PARTS), None, flow.keep_parts)
-    if flow.resume is False or not is_file(join(run_dir, PLAN_NAME)):
+    begun_before = is_file(join(run_dir, PLAN_NAME))
+    parts_dir = join(run_dir, PARTS)
+    folder = RunFolder(plan, run_dir, parts_dir, keeps_parts=flow.keep_parts, follows_another=begun_before)
+    if flow.resume is False or not begun_before:
         return folder
     is_finished = is_file(join(run_dir, MANIFEST_NAME))
     if flow.resume is None:
@@ -223,7 +236,10 @@ def find_run_folder(settings: InferSettings, base_dir: str, plan: RunPlan) -> Ru
             f"--resume: the run in {flow.run_dir!r} began with another plan; give what it began with, or --no-resume "
             "to start anew:\n  " + "\n  ".join(differences)
         )
-    return RunFolder(plan, run_dir, folder.parts_dir, Earlier(file, is_finished), flow.keep_parts)
+    earlier = Earlier(file, is_finished)
+    return RunFolder(
+        plan, run_dir, parts_dir, keeps_parts=flow.keep_parts, earlier=earlier, follows_another=begun_before
+    )
 
 
 def _read_plan(run_dir: str, shown: str) -> PlanFile:

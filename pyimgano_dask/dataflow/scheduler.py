@@ -73,8 +73,10 @@ class Scheduler(ABC):
     """Computes tasks on chunks.
 
     A chunk whose task fails is tried again `retries` times; inside a task OpenCV, BLAS and torch use `threads_per_task`
-    threads.
+    threads. `warnings` are what a user should know of the place where it computes.
     """
+
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, retries: int = 0, threads_per_task: int = 1) -> None:
         self.retries = retries
@@ -174,8 +176,9 @@ def died(chunk: Chunk[Any]) -> Loss:
     """The loss of a chunk whose worker died each time."""
     return Loss(
         WORKER_DIED,
-        f"the worker died each time it worked on {in_words(chunk)}, at last with no other chunk about: out of memory, or a "
-        "crash in native code, most often; run these inputs alone with a smaller --batch-size or more memory a worker",
+        f"the worker died each time it worked on {in_words(chunk)}, at last with no other chunk about: out of memory, "
+        "or a crash in native code, most often; run these inputs alone with a smaller --batch-size or more memory a "
+        "worker",
     )
 
 

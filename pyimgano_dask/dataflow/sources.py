@@ -91,15 +91,13 @@ class DetectorSource(Source):
             if group is None:
                 return
             loaded, unread = group
+            del group
             yield from unread
             with clock.stage("infer"):
                 answers = infer(self.detector, loaded, amp=self.amp)
-            for item, answer in zip(loaded, answers, strict=True):
-                if isinstance(answer, InputError):
-                    yield Failed(item.index, item.path, answer)
-                else:
-                    height, width = item.image.shape[:2]
-                    yield Scored(item.index, item.path, item.path, *answer, (height, width), item.display)
+            # A large image is let go before the defects of its map are looked for, unless it is drawn on.
+            while loaded:
+                yield _outcome(loaded.pop(0), answers.pop(0))
 
     def warnings(self) -> tuple[str, ...]:
         missing = missing_for_amp(device_of(self.detector)) if self.amp else None
@@ -115,6 +113,13 @@ def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
 
 
 Answer = tuple[float, NDArray[np.float32]]
+
+
+def _outcome(item: Loaded, answer: Answer | InputError) -> Scored | Failed:
+    if isinstance(answer, InputError):
+        return Failed(item.index, item.path, answer)
+    height, width = item.image.shape[:2]
+    return Scored(item.index, item.path, item.path, *answer, (height, width), item.display)
 
 
 def infer(detector: Detector[Any], loaded: Sequence[Loaded], *, amp: bool = False) -> list[Answer | InputError]:

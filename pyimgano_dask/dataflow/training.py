@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -51,7 +51,7 @@ def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: Training
     paths = _take(images.inputs, chosen)
     merged = scheduler.reduce(
         _accumulate_chunk,
-        partial(_merge_fits, detector_type=type(detector)),
+        partial(_merge_fits, merge=detector.merge),
         chunked(paths, images.chunk_size),
         (detector, images.reader),
     )
@@ -78,13 +78,14 @@ def _accumulate_chunk(chunk: Chunk[str], common: tuple[Detector[Any], Reader]) -
         failed += unread
         if loaded:
             states.append(detector.accumulate([item.image for item in loaded]))
-    return _FitPartial(type(detector).merge(states) if states else None, *_faults(failed))
+        del loaded
+    return _FitPartial(detector.merge(states) if states else None, *_faults(failed))
 
 
-def _merge_fits(partials: Sequence[_FitPartial], detector_type: type[Detector[Any]]) -> _FitPartial:
+def _merge_fits(partials: Sequence[_FitPartial], merge: Callable[[Sequence[State]], State]) -> _FitPartial:
     states = [fit.state for fit in partials if fit.state is not None]
     return _FitPartial(
-        detector_type.merge(states) if states else None,
+        merge(states) if states else None,
         tuple(fault for fit in partials for fault in fit.faults)[:SHOWN_FAULTS],
         sum(fit.n_faults for fit in partials),
     )
@@ -190,6 +191,7 @@ def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
         counts.update(crop.size for crop in crops)
         if pixels is not None:
             pixels = pixels.merge(PixelHistogram.of(crops, pixels.q))
+        del loaded, scored, crops  # large images and maps are let go before the next ones are read
     return Calibration(np.array(scores), pixels, frozenset(counts), *_faults(failed))
 
 
@@ -231,6 +233,7 @@ def _refine_chunk(chunk: Chunk[str], task: _CalibrationTask) -> BucketHistogram:
         scored, _ = _predict(task, loaded)
         crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
         fine = fine.merge(BucketHistogram.of(crops, task.buckets))
+        del loaded, scored, crops
     return fine
 
 

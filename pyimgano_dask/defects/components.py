@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from pyimgano_dask.defects.kernels import boxes_and_areas, labels_under, only_labels, score_max_and_sum
+from pyimgano_dask.defects.roi import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,8 @@ def components_touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     return keep_labels(mask, labels, labels_under(labels, seeds, count))
 
 
-def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
-    """Label `mask` and measure every component on `scores`, float32 (H, W).
+def measure_components(mask: np.ndarray, scores: np.ndarray, part: Part | None = None) -> Components:
+    """Label `mask` and measure every component on `scores`, float32 (H, W); those outside `part` count as 0.
 
     Labels count up in raster order of the 2x2 blocks of pixels (the first block at the top left corner of
     the map) in which components begin. This is the order of block-based labelling (Grana, Borghesani,
@@ -68,7 +69,9 @@ def measure_components(mask: np.ndarray, scores: np.ndarray) -> Components:
     """
     count, labels, stats, centroids = cv2.connectedComponentsWithStatsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_GRANA)
     boxes, areas = boxes_and_areas(stats[1:])
-    score_max, score_sum = score_max_and_sum(labels, scores, count)
+    rows, columns = part or (slice(0, mask.shape[0]), slice(0, mask.shape[1]))
+    edges_yyxx = rows.start, rows.stop, columns.start, columns.stop
+    score_max, score_sum = score_max_and_sum(labels, scores, edges_yyxx, count)
     return Components(
         labels=labels,
         numbers=np.arange(1, count),

@@ -20,6 +20,7 @@ from pyimgano_dask.defects.filters import verdicts
 from pyimgano_dask.defects.image_space import boxes_to_image
 from pyimgano_dask.defects.masking import at_least, hysteresis_levels
 from pyimgano_dask.defects.regions import RegionTable
+from pyimgano_dask.defects.roi import Part
 from pyimgano_dask.settings.defects import DefectSettings
 
 THRESHOLDED = "thresholded"
@@ -158,8 +159,8 @@ class Explanation:
 class Ledger:
     """Looks on and notes nothing: what extraction tells when no explanation is asked for."""
 
-    def scores(self, control: str, scores: np.ndarray, *, on: bool) -> None:
-        """A control has changed the map to `scores`, float32 (H, W)."""
+    def scores(self, control: str, scores: np.ndarray, part: Part, *, on: bool) -> None:
+        """A control has changed the map to `scores`, float32 (H, W), which count as 0 outside `part`."""
 
     def mask(self, control: str, mask: np.ndarray, *, on: bool) -> None:
         """A control has changed the mask to `mask`, 0 and 1, (H, W)."""
@@ -187,20 +188,21 @@ class WritingLedger(Ledger):
         if settings.hysteresis.enabled:
             self._level, self._high = hysteresis_levels(settings.hysteresis, pixel_threshold)
         self._scores = raw
+        self._part: Part | None = None
         self._mask = at_least(raw, self._level)
         self._steps = [Step(THRESHOLDED, 0, 0, 0, _count(self._mask), int(self._mask.sum()))]
         self._dropped: list[Dropped] = []
 
-    def scores(self, control: str, scores: np.ndarray, *, on: bool) -> None:
-        self._scores = scores
+    def scores(self, control: str, scores: np.ndarray, part: Part, *, on: bool) -> None:
+        self._scores, self._part = scores, part
         if on:
-            self.mask(control, at_least(scores, self._level), on=True)
+            self.mask(control, at_least(scores, self._level, part), on=True)
 
     def mask(self, control: str, mask: np.ndarray, *, on: bool) -> None:
         if not on:
             return
         before, self._mask = self._mask, mask
-        components = measure_components(before, self._scores)
+        components = measure_components(before, self._scores, self._part)
         alive = np.zeros(len(components) + 1, np.bool_)
         alive[components.labels[(mask & before).view(np.bool_)]] = True
         gone = components.take(np.flatnonzero(~alive[1:]))

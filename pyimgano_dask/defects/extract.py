@@ -21,7 +21,7 @@ from pyimgano_dask.defects.merging import merge_nearby
 from pyimgano_dask.defects.morphology import closed, fill_holes, opened
 from pyimgano_dask.defects.ordering import order_rows
 from pyimgano_dask.defects.regions import RegionTable, round6
-from pyimgano_dask.defects.roi import roi_slices, zero_border, zero_outside_roi
+from pyimgano_dask.defects.roi import Part, roi_slices, without_border, zero_outside
 from pyimgano_dask.defects.smoothing import smooth
 from pyimgano_dask.defects.solidity import solidities
 from pyimgano_dask.errors import ConfigError, InputError
@@ -92,22 +92,25 @@ def extract_defects(
 
     ledger = open_ledger(raw, level, settings)
 
-    scores = zero_outside_roi(raw, roi)
-    ledger.scores("roi_xyxy_norm", scores, on=settings.roi_xyxy_norm is not None)
-    scores = zero_border(scores, settings.border_ignore_px)
-    ledger.scores("border_ignore_px", scores, on=settings.border_ignore_px > 0)
-    scores = smooth(scores, settings.map_smoothing)
+    part = roi
+    ledger.scores("roi_xyxy_norm", raw, part, on=settings.roi_xyxy_norm is not None)
+    part = without_border(part, raw.shape, settings.border_ignore_px)
+    ledger.scores("border_ignore_px", raw, part, on=settings.border_ignore_px > 0)
+    scores = raw
     if settings.map_smoothing.is_on:
+        scores, part = smooth(zero_outside(raw, part), settings.map_smoothing), roi_slices(None, raw.shape)
         _check_smoothed(scores)
-    ledger.scores("map_smoothing", scores, on=settings.map_smoothing.is_on)
-    mask = threshold(scores, level, settings.hysteresis)
+    ledger.scores("map_smoothing", scores, part, on=settings.map_smoothing.is_on)
+    counted = None if scores[part].shape == scores.shape else part
+    mask = threshold(scores, level, settings.hysteresis, counted)
     ledger.mask("hysteresis", mask, on=settings.hysteresis.enabled)
     mask = opened(mask, settings.open_ksize)
     ledger.mask("open_ksize", mask, on=settings.open_ksize > 1)
     mask = closed(mask, settings.close_ksize)
     ledger.mask("close_ksize", mask, on=settings.close_ksize > 1)
-    mask, components = _final_mask(mask, scores, roi, settings, ledger)
+    mask, components = _final_mask(mask, scores, counted, roi, settings, ledger)
     table = _region_table(components, settings)
+    del components
     merges = settings.merge_nearby.enabled and settings.merge_nearby.max_gap_px > 0
     if merges:
         table = merge_nearby(table, settings.merge_nearby.max_gap_px)
@@ -115,7 +118,8 @@ def extract_defects(
     order = order_rows(table, settings.max_regions_sort_by)
     ledger.cut(table, order, on=settings.max_regions is not None)
     reported = table.take(order[: settings.max_regions])
-    return Defects(mask * np.uint8(255), reported, map_stats(raw[roi]), ledger.close())
+    np.multiply(mask, 255, out=mask)
+    return Defects(mask, reported, map_stats(raw[roi]), ledger.close())
 
 
 def _check_smoothed(scores: np.ndarray) -> None:
@@ -141,23 +145,25 @@ def map_stats(inside: np.ndarray) -> MapStats:
 
 
 def _final_mask(
-    mask: np.ndarray, scores: np.ndarray, roi: tuple[slice, slice], settings: DefectSettings, ledger: Ledger
+    mask: np.ndarray, scores: np.ndarray, counted: Part | None, roi: Part, settings: DefectSettings, ledger: Ledger
 ) -> tuple[np.ndarray, Components]:
     """Filter, fill and clip `mask`; label it anew only if filling or clipping changed it."""
     components = None
     if any_filter_on(settings):
-        every = measure_components(mask, scores)
+        every = measure_components(mask, scores, counted)
         components = passing(every, settings)
         keep = np.zeros(len(every) + 1, np.bool_)
         keep[components.numbers] = True
         mask = keep_labels(mask, every.labels, keep)
         ledger.filtered(every, mask)
+        del every
     filled = fill_holes(mask) if settings.fill_holes else mask
     ledger.mask("fill_holes", filled, on=settings.fill_holes)
-    clipped = zero_outside_roi(filled, roi)
+    clipped = zero_outside(filled, roi)
     ledger.mask(ROI_CLIP, clipped, on=settings.roi_xyxy_norm is not None)
-    if components is None or not np.array_equal(clipped, mask):
-        components = measure_components(clipped, scores)
+    if components is None or not (clipped is mask or np.array_equal(clipped, mask)):
+        components = None  # its label image is as large as the map
+        components = measure_components(clipped, scores, counted)
     return clipped, components
 
 

@@ -43,15 +43,20 @@ def compiled(function: Kernel) -> Kernel:
 
 
 @compiled
-def score_max_and_sum(labels: np.ndarray, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def score_max_and_sum(
+    labels: np.ndarray, scores: np.ndarray, edges_yyxx: tuple[int, int, int, int], count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Largest score and sum of scores of each label, float64 (count,) each; label 0 is left out.
 
-    `labels` int32 and `scores` float32 are (H, W).
+    `labels` int32 and `scores` float32 are (H, W). Scores outside `edges_yyxx` (first row, row after the last, the same
+    of columns) count as 0.
     """
+    top, bottom, first, stop = edges_yyxx
     largest = np.full(count, -np.inf)
     total = np.zeros(count)
     height, width = labels.shape
     for y in range(height):
+        left, right = (first, stop) if top <= y < bottom else (0, 0)
         x = 0
         while x < width:
             label = labels[y, x]
@@ -60,7 +65,7 @@ def score_max_and_sum(labels: np.ndarray, scores: np.ndarray, count: int) -> tup
                 continue
             most, run = largest[label], 0.0
             while x < width and labels[y, x] == label:
-                score = np.float64(scores[y, x])
+                score = np.float64(scores[y, x]) if left <= x < right else 0.0
                 most = max(most, score)
                 run += score
                 x += 1

@@ -8,8 +8,10 @@ import numpy as np
 
 from pyimgano_dask.settings.defects import RoiXyxyNorm, clamped_roi
 
+Part = tuple[slice, slice]
 
-def roi_slices(roi_xyxy_norm: RoiXyxyNorm | None, shape_hw: tuple[int, int]) -> tuple[slice, slice]:
+
+def roi_slices(roi_xyxy_norm: RoiXyxyNorm | None, shape_hw: tuple[int, int]) -> Part:
     """Rows and columns of a map that lie in the region of interest.
 
     `roi_xyxy_norm` is (x1, y1, x2, y2) in fractions of the map's width and height. It is clamped to [0, 1]
@@ -29,23 +31,30 @@ def _touched(low: float, high: float, length: int) -> slice:
     return slice(math.floor(low * length), math.ceil(high * length))
 
 
-def zero_outside_roi(image: np.ndarray, roi: tuple[slice, slice]) -> np.ndarray:
-    """`image` (H, W) with every pixel outside `roi` set to 0; the image itself when `roi` is all of it."""
-    inside = image[roi]
+def zero_outside(image: np.ndarray, part: Part) -> np.ndarray:
+    """`image` (H, W) with every pixel outside `part` set to 0; the image itself when `part` is all of it."""
+    inside = image[part]
     if inside.shape == image.shape:
         return image
     out = np.zeros(image.shape, image.dtype)
-    out[roi] = inside
+    out[part] = inside
     return out
 
 
-def zero_border(scores: np.ndarray, border_px: int) -> np.ndarray:
-    """`scores` (H, W) with `border_px` pixels on each side set to 0: all when none is left between."""
+def without_border(part: Part, shape_hw: tuple[int, int], border_px: int) -> Part:
+    """What is left of a part of a map of `shape_hw` without `border_px` pixels on each side of the map.
+
+    Nothing, when no pixel lies between the borders.
+
+    >>> without_border((slice(0, 5), slice(2, 8)), (10, 10), 3)
+    (slice(3, 5, None), slice(3, 7, None))
+    """
     if border_px == 0:
-        return scores
-    out = np.zeros(scores.shape, scores.dtype)
-    height, width = scores.shape
-    if 2 * border_px < min(height, width):
-        inner = slice(border_px, height - border_px), slice(border_px, width - border_px)
-        out[inner] = scores[inner]
-    return out
+        return part
+    if 2 * border_px >= min(shape_hw):
+        return slice(0, 0), slice(0, 0)
+    rows, columns = (
+        slice(max(along.start, border_px), min(along.stop, length - border_px))
+        for along, length in zip(part, shape_hw, strict=True)
+    )
+    return rows, columns

@@ -49,6 +49,8 @@ class Detector(ABC, Generic[Arguments]):
     arguments_type: ClassVar[type[Block]]
     needs_reference: ClassVar[bool] = False
     """Whether each image is compared with a defect-free image of its own (`--reference-dir`)."""
+    is_position_bound: ClassVar[bool] = False
+    """Whether it learns what is normal at each place of a whole image, so that it can say little of a part of one."""
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments: Arguments = arguments

@@ -48,7 +48,7 @@ def score_of(anomaly_map: NDArray[np.float32], arguments: DifferenceArguments) -
     return topk_mean(anomaly_map, arguments.topk)
 
 
-def topk_mean(values: NDArray[np.float32], topk: float) -> float:
+def topk_mean(values: NDArray[np.floating], topk: float) -> float:
     """Mean of the ceil(topk · n) largest values.
 
     The sum is exactly rounded (`math.fsum`), so that it does not depend on the order in which a processor's

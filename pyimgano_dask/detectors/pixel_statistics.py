@@ -71,6 +71,7 @@ class AlignedPixelDetector(DifferenceDetector[PixelArgs], Generic[PixelArgs]):
     A fitted instance has `center` and `scale`, float32 (h, w) or (h, w, 3): the map is |x − center| · scale.
     """
 
+    is_position_bound: ClassVar[bool] = True
     state_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, arguments: PixelArgs) -> None:

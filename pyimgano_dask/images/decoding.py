@@ -50,6 +50,9 @@ _OPENCV_MAX_SIDE = 2**20
 # libpng's weights of blue, green and red: 0.299 and 0.587 in 1/32768, cut to whole numbers, and blue as what is left.
 _LIBPNG_WEIGHTS_BGR = np.array([[3737, 19234, 9797]], np.float32) / 32768
 
+# Pixels that are converted at once, so that a large image does not stand in memory twice.
+_BAND_PIXELS = 2**20
+
 # What Pillow raises for a file that it cannot read.
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, OverflowError, struct.error)
 
@@ -84,7 +87,7 @@ def decode_image(data: bytes, color: Literal["rgb", "gray"], *, max_pixels: int)
     _check_size(read_header(data), max_pixels)
     if color == "gray":
         return decode(data, cv2.IMREAD_GRAYSCALE)
-    return cast(Pixels, cv2.cvtColor(decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+    return _swapped(decode(data, cv2.IMREAD_COLOR))
 
 
 def decode_gray_and_rgb(data: bytes, *, max_pixels: int) -> tuple[Pixels, Pixels]:
@@ -100,13 +103,29 @@ def decode_gray_and_rgb(data: bytes, *, max_pixels: int) -> tuple[Pixels, Pixels
         return gray, cast(Pixels, cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB))
     bgr = decode(data, cv2.IMREAD_COLOR)
     gray = _libpng_gray(bgr) if header.is_8bit_png else decode(data, cv2.IMREAD_GRAYSCALE)
-    return gray, cast(Pixels, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+    return gray, _swapped(bgr)
+
+
+def _swapped(bgr: Pixels) -> Pixels:
+    """`bgr` turned into RGB, in place but for a band of rows."""
+    for rows in _bands(bgr):
+        cv2.cvtColor(bgr[rows], cv2.COLOR_BGR2RGB, dst=bgr[rows])
+    return bgr
 
 
 def _libpng_gray(bgr: Pixels) -> Pixels:
     """The grey that libpng makes of 8-bit colour: weights in 1/32768, truncated. Exact: no sum reaches 2**24."""
-    weighted = cv2.transform(bgr.astype(np.float32), _LIBPNG_WEIGHTS_BGR)
-    return cast(Pixels, weighted.astype(np.uint8))
+    gray = np.empty(bgr.shape[:2], np.uint8)
+    for rows in _bands(bgr):
+        gray[rows] = cv2.transform(bgr[rows].astype(np.float32), _LIBPNG_WEIGHTS_BGR)
+    return gray
+
+
+def _bands(image: Pixels) -> Iterator[slice]:
+    """Rows of an image in bands of at most `_BAND_PIXELS`, and at least one row."""
+    height, width = image.shape[:2]
+    step = max(1, _BAND_PIXELS // width)
+    return (slice(top, top + step) for top in range(0, height, step))
 
 
 def max_file_bytes(max_pixels: int) -> int:

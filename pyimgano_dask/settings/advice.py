@@ -7,10 +7,14 @@ from collections.abc import Iterator, Set
 from pyimgano_dask.settings.catalog import Path, knobs
 from pyimgano_dask.settings.defects import clamped_roi
 from pyimgano_dask.settings.run import InferSettings
+from pyimgano_dask.settings.tiling import TilingSettings
 
 WITHOUT_DEFECTS = ("defects.enabled", "defects.preset")
 JSON_BYTES_A_PIXEL = 20
 """What a float32 takes in a record, on average: 17 or 18 digits, a point, a comma and a space."""
+TILING = ("adaptation", "tiling")
+SENSIBLE_TILE = 32
+MOST_LOOKS = 16
 
 
 def advice(settings: InferSettings, explicit: Set[Path]) -> Iterator[str]:
@@ -21,6 +25,34 @@ def advice(settings: InferSettings, explicit: Set[Path]) -> Iterator[str]:
             f"--include-anomaly-map-values takes about {JSON_BYTES_A_PIXEL} bytes a pixel: {small:.1f} MB a record for "
             f"maps of 256×256, {large:.0f} MB for 1024×1024; --save-maps keeps the same values in 4 bytes a pixel"
         )
+    yield from _of_tiling(settings.adaptation.tiling, explicit)
+    yield from _of_defects(settings, explicit)
+
+
+def _of_tiling(tiling: TilingSettings, explicit: Set[Path]) -> Iterator[str]:
+    tile, stride = tiling.tile_size, tiling.stride
+    if tile is None:
+        for knob in knobs():
+            if knob.path in explicit and knob.path[:2] == TILING:
+                yield f"{knob.flag} does nothing without --tile-size"
+        return
+    if (*TILING, "score_topk") in explicit and tiling.score_reduce != "topk_mean":
+        yield "--tile-score-topk does nothing without --tile-score-reduce topk_mean"
+    if tile < SENSIBLE_TILE:
+        yield f"--tile-size {tile} is very small, a detector sees next to nothing in it; take {SENSIBLE_TILE} or more"
+    if tiling.map_reduce != "max" and (stride is None or stride == tile):
+        yield (
+            f"--tile-map-reduce {tiling.map_reduce} blends nothing where tiles do not overlap; "
+            f"give a --tile-stride such as {max(1, 3 * tile // 4)}"
+        )
+    if stride is not None and stride < tile and (tile / stride) ** 2 > MOST_LOOKS:
+        yield (
+            f"--tile-stride {stride}: each pixel is scored about {(tile / stride) ** 2:,.0f} times; "
+            f"{tile // 2} or more of {tile} is usual"
+        )
+
+
+def _of_defects(settings: InferSettings, explicit: Set[Path]) -> Iterator[str]:
     defects = settings.defects
     if not defects.enabled:
         for knob in knobs():

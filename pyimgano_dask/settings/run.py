@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import field_validator, model_validator
 
 from pyimgano_dask.settings.defects import DefectSettings
 from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.model import ModelSettings, TrainingSettings
+from pyimgano_dask.settings.tiling import TilingSettings
 
 DEFAULT_BATCH_SIZE = 32
 OVERLAY_SCALES = ("image", "run")
 LOCAL_SCHEDULERS = ("auto", "threads", "sync", "processes", "local-cluster")
+WITHOUT_REPORT = ("auto", "threads", "sync", "processes")
+
+
+class TlsFiles(NamedTuple):
+    """Paths of PEM files: the authority's certificate, one's own certificate, and its key."""
+
+    ca: str
+    cert: str
+    key: str
 
 
 class InputSettings(Block):
@@ -36,20 +47,16 @@ class InputSettings(Block):
 
 
 class AdaptationSettings(Block):
-    """What happens to anomaly maps between the detector and the defects."""
+    """How anomaly maps are made of an image, and what happens to them before defects are looked for."""
 
     save_maps: bool = knob(False, "Put the anomaly map's shape (and path) into each record.", flag="--include-maps")
-    tiling: dict[str, Any] | None = knob(None, "Tiled inference; not available in this version.")
+    tiling: TilingSettings = TilingSettings()
     postprocess: dict[str, Any] | None = knob(None, "Map normalisation; not available in this version.")
 
-    @field_validator("tiling")
+    @field_validator("tiling", mode="before")
     @classmethod
-    def _tiling_is_off(cls, tiling: dict[str, Any] | None) -> dict[str, Any] | None:
-        if tiling is not None and tiling.get("tile_size") is not None:
-            raise ValueError(
-                "tiled inference is not available in this version; remove the block or set tile_size to null"
-            )
-        return tiling
+    def _null_is_no_tiling(cls, tiling: object) -> object:
+        return {} if tiling is None else tiling
 
     @field_validator("postprocess")
     @classmethod
@@ -174,6 +181,26 @@ class DataflowSettings(Block):
         flag="--scheduler",
         metavar="SCHEDULER",
     )
+    tls_ca: str | None = knob(
+        None,
+        "Certificate of the authority (PEM) that signed the certificates of a cluster with TLS. With --tls-cert and "
+        "--tls-key; without the three, Dask's own configuration holds.",
+        flag="--tls-ca",
+        metavar="FILE",
+    )
+    tls_cert: str | None = knob(
+        None, "Certificate (PEM) to show to a cluster with TLS.", flag="--tls-cert", metavar="FILE"
+    )
+    tls_key: str | None = knob(
+        None, "Private key (PEM, without a passphrase) of --tls-cert.", flag="--tls-key", metavar="FILE"
+    )
+    performance_report: str | None = knob(
+        None,
+        "Write Dask's performance report of the run to this .html file: task stream, profile, bandwidth. Needs a "
+        "cluster (local-cluster will do) and the extra [report].",
+        flag="--performance-report",
+        metavar="FILE",
+    )
     workers: int | None = knob(
         None,
         "Threads or processes to use (default: one a core, or one for every --threads-per-task cores).",
@@ -241,6 +268,42 @@ class DataflowSettings(Block):
         """Inputs a chunk holds."""
         return self.batch_size or DEFAULT_BATCH_SIZE
 
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of the TLS flags, None where they are not given."""
+        if self.tls_ca is None or self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)
+
+    def faults(self) -> Iterator[str]:
+        """What does not fit together, one sentence each."""
+        files = {"--tls-ca": self.tls_ca, "--tls-cert": self.tls_cert, "--tls-key": self.tls_key}
+        missing = [flag for flag, path in files.items() if path is None]
+        given = [flag for flag in files if flag not in missing]
+        if given and missing:
+            yield f"{', '.join(given)} without {', '.join(missing)}: TLS takes all three files"
+        if given and self.scheduler in LOCAL_SCHEDULERS:
+            yield (
+                f"{', '.join(given)} with --scheduler {self.scheduler}: TLS is for a cluster of your own; give the "
+                "scheduler's address (tls://host:port) or file, or leave the files out"
+            )
+        if self.performance_report is not None and self.scheduler in WITHOUT_REPORT:
+            yield (
+                f"--performance-report with --scheduler {self.scheduler}: Dask reports on clusters only; give "
+                "--scheduler local-cluster, a scheduler's address or its file"
+            )
+        if self.resume and self.run_dir is None:
+            yield "--resume needs --run-dir (the folder of the run to go on with)"
+        if self.gpu_resource is not None and self.scheduler in LOCAL_SCHEDULERS:
+            yield "--gpu-resource needs --scheduler with the address or file of a cluster"
+
+    @field_validator("performance_report")
+    @classmethod
+    def _report_is_a_page(cls, path: str | None) -> str | None:
+        if path is not None and not path.lower().endswith(".html"):
+            raise ValueError(f"{path!r} is no name for a web page; let it end in .html")
+        return path
+
     @field_validator("scheduler")
     @classmethod
     def _scheduler_is_known(cls, scheduler: str) -> str:
@@ -306,10 +369,7 @@ class InferSettings(Block):
             faults.append("--calibration-quantile needs --train-dir (a folder of normal images to calibrate on)")
         if self.defects.image_space and not self.defects.enabled:
             faults.append("--defects-image-space needs --defects")
-        if self.dataflow.resume and self.dataflow.run_dir is None:
-            faults.append("--resume needs --run-dir (the folder of the run to go on with)")
-        if self.dataflow.gpu_resource is not None and self.dataflow.scheduler in LOCAL_SCHEDULERS:
-            faults.append("--gpu-resource needs --scheduler with the address or file of a cluster")
+        faults += self.dataflow.faults()
         if faults:
             raise ValueError("; ".join(faults))
         return self

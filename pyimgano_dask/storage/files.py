@@ -30,8 +30,7 @@ from pyimgano_dask.transfers import (
     put_file,
     tried_again,
 )
-from pyimgano_dask.urls import file_name, is_url
-from pyimgano_dask.urls import join as join
+from pyimgano_dask.urls import file_name, is_url, join
 
 Part = bytes | bytearray | memoryview
 
@@ -46,6 +45,9 @@ COPY_BYTES = 1 << 20
 
 # What the kernel says to a copy that it cannot do between two files, such as to one that is opened for appending.
 _NO_KERNEL_COPY = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EBADF, errno.ENOTSOCK)
+
+MAX_KIN = 50
+"""Characters of a sink's name that the name of its temporary file begins with."""
 
 _NOT_IN_A_NAME = re.compile("[\0/\ud800-\udc7f\udd00-\udfff]")
 
@@ -163,6 +165,24 @@ def remove_folder_if_empty(path: str) -> None:
             filesystem.rmdir(remote)
 
 
+def remove_leftovers(folder: str) -> None:
+    """Remove the temporary files of killed writers from a local folder; nothing may be written there meanwhile."""
+    for name in list_names(folder) if local_path(folder) is not None else ():
+        if name.startswith(TEMP_PREFIX):
+            remove_file(join(folder, name))
+
+
+def remove_leftovers_of(path: str) -> None:
+    """Remove what killed `open_sink`s of this local path have left beside it; none may be open."""
+    local = local_path(path)
+    if local is None:
+        return
+    folder, name = os.path.split(local)
+    for other in list_names(folder):
+        if other.startswith(f"{TEMP_PREFIX}{name[:MAX_KIN]}-"):
+            remove_file(os.path.join(folder, other))
+
+
 def write_atomic(path: str, *parts: Part) -> None:
     """Write `parts`, one after the other, as the whole content of `path`.
 
@@ -196,7 +216,7 @@ def open_sink(path: str) -> Iterator[BinaryIO]:
     local = local_path(path)
     if local is not None:
         os.makedirs(os.path.dirname(os.path.abspath(local)), exist_ok=True)
-        with _replacing(local, buffering=COPY_BYTES) as file:
+        with _replacing(local, buffering=COPY_BYTES, kin=f"{os.path.basename(local)[:MAX_KIN]}-") as file:
             yield file
         return
     filesystem, remote = open_filesystem(path)
@@ -312,9 +332,9 @@ def _size_in_bytes(name: str) -> int:
 
 
 @contextmanager
-def _replacing(path: str, buffering: int) -> Iterator[BinaryIO]:
+def _replacing(path: str, buffering: int, kin: str = "") -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends well, and is removed when it does not."""
-    temp = _temp_name(os.path.dirname(path))
+    temp = _temp_name(os.path.dirname(path), kin)
     with ExitStack() as on_failure:
         descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         on_failure.callback(_remove_if_there, temp)
@@ -324,8 +344,8 @@ def _replacing(path: str, buffering: int) -> Iterator[BinaryIO]:
         on_failure.pop_all()
 
 
-def _temp_name(folder: str) -> str:
-    return os.path.join(folder, f"{TEMP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
+def _temp_name(folder: str, kin: str = "") -> str:
+    return os.path.join(folder, f"{TEMP_PREFIX}{kin}{os.getpid()}-{os.urandom(8).hex()}")
 
 
 def _remove_if_there(path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import cv2
@@ -43,6 +44,7 @@ _PLATE_AND_TEXT = np.array([[96, 0, 68], [255, 255, 255]], np.uint8)
 _SIDE_PER_LINE_PIXEL = 1000
 _SIDE_PER_FONT_STEP = 800
 _DASH, _GAP = 6, 4
+_BAND_PIXELS = 2**20
 
 _LABELLED = 50
 _CHARACTERS = "0123456789.e+- naif"
@@ -172,17 +174,32 @@ def _levels(anomaly_map: NDArray[np.float32], scale: tuple[float, float] | None)
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if high - low < _FLAT_SPAN:
         return np.zeros(anomaly_map.shape, np.uint8)
-    if high - low > _FLOAT32_MAX:
-        anomaly_map = anomaly_map.astype(np.float64)
-    above_low = (anomaly_map if within else np.fmin(np.fmax(anomaly_map, low), high)) - low
-    return cv2.convertScaleAbs(above_low, alpha=(_HEAT_LEVELS - 1) / (high - low))  # type: ignore[return-value]
+    levels = np.empty(anomaly_map.shape, np.uint8)
+    for rows in _bands(anomaly_map.shape):
+        values = anomaly_map[rows].astype(np.float64) if high - low > _FLOAT32_MAX else anomaly_map[rows]
+        above_low = (values if within else np.fmin(np.fmax(values, low), high)) - low
+        cv2.convertScaleAbs(above_low, alpha=(_HEAT_LEVELS - 1) / (high - low), dst=levels[rows])
+    return levels
 
 
 def _painted(image_rgb: Rgb, paint: NDArray[np.uint8], shares: NDArray[np.uint8], colours: NDArray[np.uint8]) -> Rgb:
-    share = cv2.cvtColor(cv2.LUT(paint, shares), cv2.COLOR_GRAY2RGB)
-    # No quotient by 255 ends in one half: rounding is the same however a processor multiplies.
-    canvas = cv2.multiply(image_rgb, share, dst=share, scale=1 / 255)
-    return cv2.add(canvas, cv2.applyColorMap(paint, colours), dst=canvas)  # type: ignore[return-value]
+    canvas = np.empty_like(image_rgb, order="C")
+    for rows in _bands(image_rgb.shape):
+        share = cv2.cvtColor(cv2.LUT(paint[rows], shares), cv2.COLOR_GRAY2RGB)
+        # No quotient by 255 ends in one half: rounding is the same however a processor multiplies.
+        cv2.multiply(image_rgb[rows], share, dst=canvas[rows], scale=1 / 255)
+        cv2.add(canvas[rows], cv2.applyColorMap(paint[rows], colours), dst=canvas[rows])
+    return canvas
+
+
+def _bands(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of an image in bands of about `_BAND_PIXELS`, so that only one of them stands in memory in between.
+
+    In multiples of 64 rows, so that a processor's vectors lie in a band as they do in the whole.
+    """
+    height, width = shape[:2]
+    step = max(64, _BAND_PIXELS // width // 64 * 64)
+    return (slice(top, top + step) for top in range(0, height, step))
 
 
 def _steps(shape: tuple[int, ...], side_per_step: int) -> int:

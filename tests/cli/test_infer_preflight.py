@@ -134,6 +134,28 @@ class TestOutputs:
         assert "--profile-json and --save-jsonl" in line
 
     @pytest.mark.parametrize(
+        ("path", "fault"),
+        [
+            ("empty.html", "is a folder"),
+            ("file/report.html", "/file' is a file"),
+            ("pipe.html", "is a pipe or a device"),
+            ("s3://bucket/report.html", "is a URL"),
+            ("report.txt", "let it end in .html"),
+        ],
+    )
+    def test_a_report_that_cannot_be_written(self, place: Place, path: str, fault: str) -> None:
+        (place.folder / "empty.html").mkdir()
+        os.mkfifo(place.folder / "pipe.html")
+        (line,) = place.refused("--scheduler", "local-cluster", "--performance-report", path)
+        assert line.startswith("--performance-report: ")
+        assert fault in line
+
+    def test_a_report_in_place_of_the_records(self, place: Place) -> None:
+        files = ("--save-jsonl", "empty/../r.html", "--performance-report", "r.html")
+        (line,) = place.refused("--scheduler", "local-cluster", *files)
+        assert "the same file 'r.html'" in line
+
+    @pytest.mark.parametrize(
         ("flags", "folders"),
         [
             (["--save-masks", "out", "--save-overlays", "out/"], ("--save-masks", "--save-overlays")),

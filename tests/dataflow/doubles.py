@@ -8,8 +8,9 @@ import random
 import signal
 import sys
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run_folder import find_run_folder
 from pyimgano_dask.dataflow.scheduler import Common, Loss, Merge, OnLost, OnResult, Result, Scheduler, Task
 from pyimgano_dask.dataflow.schedulers import open_scheduler
-from pyimgano_dask.dataflow.sources import DetectorSource
+from pyimgano_dask.dataflow.sources import Clock, DetectorSource, Scored, Source
 from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, TrainingFreeDetector
 from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.settings.knob import Block, knob
@@ -31,11 +32,13 @@ from pyimgano_dask.settings.run import DataflowSettings
 from tests.conftest import wait_until
 
 BIG_SIDE_PX = 200
+SMALL_MAP = np.zeros((16, 16), np.float32)
 
 
 def opened(name: str, workers: int | None = None, n_inputs: int = 1, **flow: Any) -> AbstractContextManager[Scheduler]:
     """The scheduler that `--scheduler` names; nothing is tried again unless `flow` says so."""
-    return open_scheduler(DataflowSettings(**{"scheduler": name, "workers": workers, "retries": 0, **flow}), n_inputs)
+    settings = DataflowSettings(**{"scheduler": name, "workers": workers, "retries": 0, **flow})
+    return open_scheduler(settings, n_inputs, os.getcwd())
 
 
 def none_is_lost(chunk: Chunk, loss: Loss) -> None:
@@ -143,6 +146,30 @@ class ReportsInferenceMode(TrainingFreeDetector[InferenceModeArguments]):
         score = float(torch is not None and torch.is_inference_mode_enabled())
         maps = tuple(np.full(image.shape[:2], score, np.float32) for image in images)
         return Prediction(np.full(len(images), score), maps)
+
+
+class NoOp(TrainingFreeDetector[Block]):
+    """Scores 0, with a map of zeros."""
+
+    name = "no_op"
+    summary = "Does nothing."
+    tags = ("test",)
+    reference = "None."
+    arguments_type = Block
+    color: Color = "gray"
+    contamination = None
+
+    def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
+        return Prediction(np.zeros(len(images)), (SMALL_MAP,) * len(images))
+
+
+@dataclass(frozen=True)
+class NothingRead(Source):
+    """Answers for each path without looking at it."""
+
+    def outcomes(self, chunk: Chunk[str], clock: Clock) -> Iterator[Scored]:
+        for index, path in chunk.rows():
+            yield Scored(index, path, path, 0.0, SMALL_MAP, SMALL_MAP.shape, None)
 
 
 class HazardArguments(Block):

@@ -27,11 +27,11 @@ FULL_CONFIG: dict[str, Any] = {
     },
     "adaptation": {
         "tiling": {
-            "tile_size": None,
-            "stride": None,
-            "score_reduce": "max",
-            "score_topk": 0.1,
-            "map_reduce": "max",
+            "tile_size": 512,
+            "stride": 384,
+            "score_reduce": "topk_mean",
+            "score_topk": 0.25,
+            "map_reduce": "hann",
         },
         "postprocess": None,
         "save_maps": True,
@@ -125,6 +125,7 @@ _SPECIAL = {
     "dataflow.scheduler": ("threads", "sync"),
     "model.checkpoint_path": ("/data/a.npz", "/data/b.npz"),
     "output.overlay_scale": ("run", "-1,2.5"),
+    "dataflow.performance_report": ("report.html", "other.HTML"),
 }
 
 

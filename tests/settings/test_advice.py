@@ -28,6 +28,13 @@ def advice(**keywords: Any) -> tuple[str, ...]:
         ({"roi_xyxy_norm": [10.0, 10.0, 90.0, 90.0]}, "has no area from 0 to 1"),
         ({"include_anomaly_map_values": True}, "1.3 MB a record for maps of 256×256, 21 MB for 1024×1024"),
         ({"roi_xyxy_norm": [-0.1, 0.0, 1.0, 1.0]}, "cut down to fractions from 0 to 1"),
+        ({"tile_stride": 64}, "--tile-stride does nothing without --tile-size"),
+        ({"tile_map_reduce": "hann"}, "--tile-map-reduce does nothing without --tile-size"),
+        ({"tile_size": 64, "tile_score_topk": 0.5}, "nothing without --tile-score-reduce topk_mean"),
+        ({"tile_size": 31}, "take 32 or more"),
+        ({"tile_size": 64, "tile_map_reduce": "hann"}, "give a --tile-stride such as 48"),
+        ({"tile_size": 64, "tile_stride": 64, "tile_map_reduce": "mean"}, "give a --tile-stride such as 48"),
+        ({"tile_size": 64, "tile_stride": 8}, "each pixel is scored about 64 times; 32 or more of 64 is usual"),
     ],
 )
 def test_one_sentence_for_each_setting_without_effect(keywords: dict[str, Any], said: str) -> None:
@@ -44,6 +51,9 @@ def test_one_sentence_for_each_setting_without_effect(keywords: dict[str, Any], 
         {"defect_hysteresis": True, "defect_hysteresis_low": 2.0},
         {"pixel_normal_quantile": 0.9, "train_dir": "good"},
         {"roi_xyxy_norm": [0.9, 0.9, 0.1, 0.1]},
+        {"tile_size": 512},
+        {"tile_size": 512, "tile_stride": 384, "tile_map_reduce": "hann"},
+        {"tile_size": 64, "tile_score_reduce": "topk_mean", "tile_score_topk": 0.5},
         *({"defects_preset": name} for name in DEFECT_PRESETS),
     ],
 )

@@ -30,7 +30,8 @@ FLAGS_TEXT = """
 --defect-hysteresis-high --defect-open-ksize --defect-close-ksize --defect-fill-holes --defect-min-area
 --defect-min-score-max --defect-min-score-mean --defect-min-fill-ratio --defect-max-aspect-ratio
 --defect-min-solidity --defect-merge-nearby --defect-merge-nearby-max-gap-px --defect-max-regions
---defect-max-regions-sort-by --save-jsonl --scheduler --workers --run-dir --keep-parts --progress
+--defect-max-regions-sort-by --tile-size --tile-stride --tile-score-reduce --tile-score-topk --tile-map-reduce
+--save-jsonl --scheduler --workers --run-dir --keep-parts --progress
 """
 FLAGS = FLAGS_TEXT.split()
 
@@ -164,6 +165,18 @@ def test_all_bad_flags_are_named_at_once() -> None:
         (["--include-anomaly-map-values"], "--include-anomaly-map-values needs --include-maps"),
         (["--calibration-quantile", "0.9"], "--calibration-quantile needs --train-dir"),
         (["--defects-image-space"], "--defects-image-space needs --defects"),
+        (
+            ["--scheduler", "tls://a:1", "--tls-cert", "c"],
+            "--tls-cert without --tls-ca, --tls-key",
+        ),
+        (
+            ["--tls-ca", "a", "--tls-cert", "c", "--tls-key", "k"],
+            "--tls-ca, --tls-cert, --tls-key with --scheduler auto",
+        ),
+        (
+            ["--performance-report", "r.html"],
+            "--performance-report with --scheduler auto",
+        ),
     ],
 )
 def test_a_flag_without_the_one_it_needs_is_refused(flags: list[str], needed: str) -> None:

@@ -18,6 +18,11 @@ DETECTORS_ONLY = {
     "--save-maps",
     "--include-anomaly-map-values",
     "--amp",
+    "--tile-size",
+    "--tile-stride",
+    "--tile-score-reduce",
+    "--tile-score-topk",
+    "--tile-map-reduce",
 }
 
 

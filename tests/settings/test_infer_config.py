@@ -330,3 +330,15 @@ def test_arbitrary_bytes_raise_config_errors_only(folder: Path, content: bytes) 
     path = folder / "bytes.json"
     path.write_bytes(content)
     check(str(path), None)
+
+
+@pytest.mark.parametrize("tiling", [None, {}, {"tile_size": None, "stride": 99}])
+def test_a_config_may_say_that_there_are_no_tiles(tmp_path: Path, tiling: object) -> None:
+    path = write_config(tmp_path, {"schema_version": 1, "adaptation": {"tiling": tiling}})
+    assert load(path).settings.adaptation.tiling.tile_size is None
+
+
+def test_tiles_with_gaps_are_refused(tmp_path: Path) -> None:
+    path = write_config(tmp_path, {"schema_version": 1, "adaptation": {"tiling": {"tile_size": 64, "stride": 65}}})
+    (line,) = faults(path)
+    assert line.startswith(f"{path}: adaptation.tiling: the stride 65 is larger than the tile size 64")

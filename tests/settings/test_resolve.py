@@ -21,6 +21,10 @@ COMPANIONS: Mapping[str, dict[str, Any]] = {
     "defects.image_space": {"defects": {"enabled": True}},
     "output.save_masks": {"defects": {"enabled": True}},
     "output.include_anomaly_map_values": {"adaptation": {"save_maps": True}},
+    "dataflow.tls_ca": {"dataflow": {"scheduler": "tls://host:1", "tls_cert": "c.pem", "tls_key": "k.pem"}},
+    "dataflow.tls_cert": {"dataflow": {"scheduler": "tls://host:1", "tls_ca": "a.pem", "tls_key": "k.pem"}},
+    "dataflow.tls_key": {"dataflow": {"scheduler": "tls://host:1", "tls_ca": "a.pem", "tls_cert": "c.pem"}},
+    "dataflow.performance_report": {"dataflow": {"scheduler": "local-cluster"}},
     "training.calibration_quantile": {"training": {"train_dir": "normal"}},
     "dataflow.resume": {"dataflow": {"run_dir": "runs/1"}},
     "dataflow.gpu_resource": {"dataflow": {"scheduler": "tcp://127.0.0.1:8786"}},
@@ -47,7 +51,7 @@ def normal(value: Any) -> Any:
 
 @every_knob_beside_a_config
 def test_the_default_stands_where_nothing_is_said(knob: Knob, tmp_path: Path) -> None:
-    resolved = load(config_of(tmp_path, knob))
+    resolved = load(write_config(tmp_path, {"schema_version": 1}))
     assert value_of(resolved.settings, knob) == knob.default
     assert not resolved.is_explicit(knob.key)
 
@@ -93,8 +97,9 @@ def test_the_keyword_wins_over_the_config(knob: Knob, tmp_path: Path) -> None:
     ids=lambda knob: knob.flag,
 )
 def test_a_flag_changes_nothing_but_its_knob(knob: Knob, tmp_path: Path) -> None:
-    path = config_of(tmp_path, knob)
-    before, after = load(path).settings, load(path, *words(knob, two_values(knob)[0])).settings
+    from_config, from_flag = two_values(knob)
+    path = config_of(tmp_path, knob, from_config)
+    before, after = load(path).settings, load(path, *words(knob, from_flag)).settings
     changed = [other.key for other in knobs() if value_of(before, other) != value_of(after, other)]
     assert changed == [knob.key]
 

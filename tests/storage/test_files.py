@@ -16,6 +16,9 @@ from pyimgano_dask.storage.files import (
     local_path,
     make_folder,
     open_binary,
+    open_sink,
+    remove_leftovers,
+    remove_leftovers_of,
     resolve,
     write_atomic,
 )
@@ -200,3 +203,32 @@ def test_artifact_name_is_always_a_file_name(
 def test_artifact_name_cuts_between_characters() -> None:
     name = artifact_name(0, "é" * 300 + ".png", ".png")
     assert name == "000000_" + "é" * ((240 - 7 - 4) // 2) + ".png"
+
+
+def test_what_killed_writers_leave_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from pyimgano_dask.storage.files import open_sink\n"
+        "with open_sink(sys.argv[1]) as sink:\n"
+        "    sink.write(b'half')\n"
+        "    sink.flush()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for name in ("records.jsonl", "others.jsonl"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    (tmp_path / "kept.png").write_bytes(b"whole")
+    assert len(list(tmp_path.iterdir())) == 3
+
+    remove_leftovers_of(str(tmp_path / "records.jsonl"))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == 2
+    assert not any("records.jsonl" in name for name in left)
+    remove_leftovers(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.png"]
+    remove_leftovers(str(tmp_path / "not there"))
+
+
+def test_a_sink_of_the_longest_name_opens(tmp_path: Path) -> None:
+    with open_sink(str(tmp_path / ("é" * 120 + ".jsonl"))) as sink:
+        sink.write(b"x")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"x"]
