@@ -139,7 +139,6 @@ class TestOutputs:
             ("empty.html", "is a folder"),
             ("file/report.html", "/file' is a file"),
             ("pipe.html", "is a pipe or a device"),
-            ("s3://bucket/report.html", "is a URL"),
             ("report.txt", "let it end in .html"),
         ],
     )
