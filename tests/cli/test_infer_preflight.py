@@ -112,7 +112,6 @@ class TestOutputs:
             ("empty", "folder"),
             ("/proc/out.jsonl", "cannot write"),
             ("file/out.jsonl", "is a file"),
-            ("s3://bucket/out.jsonl", "is a URL"),
         ],
     )
     def test_a_file_that_cannot_be_written(self, place: Place, flag: str, path: str, reason: str) -> None:
@@ -140,7 +139,6 @@ class TestOutputs:
             ("empty.html", "is a folder"),
             ("file/report.html", "/file' is a file"),
             ("pipe.html", "is a pipe or a device"),
-            ("s3://bucket/report.html", "is a URL"),
             ("report.txt", "let it end in .html"),
         ],
     )
