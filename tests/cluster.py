@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from distributed import Client
 from distributed.security import Security
@@ -187,6 +189,16 @@ class DaskCluster:
         address = self.worker_addresses()[number]
         with self.client() as client:
             client.retire_workers(workers=[address])
+
+    def kill_any_worker(self, chance: random.Random) -> bool:
+        """End the worker below one of the nannies, as the system does when memory runs out; False where none is."""
+        nanny = psutil.Process(chance.choice(self.workers).pid)
+        try:
+            worker = max(nanny.children(), key=lambda child: child.memory_info().rss)
+            worker.kill()
+        except (ValueError, psutil.NoSuchProcess):
+            return False
+        return True
 
     def stop_worker(self, number: int) -> None:
         """Ask a worker to end (SIGTERM), as a service manager does; it gives its data to nobody. Returns at once."""

@@ -113,7 +113,10 @@ class ClusterScheduler(Scheduler):
         for _ in range(self.retries + 1):
             item = reduction_of(slab, call, share.get(), merge)
             future = self._workers.client.compute(item, resources=self._workers.gpu_demand)
-            ((_, outcome),) = self._workers.wait(self._workers.watched([future]))
+            watched = self._workers.watched([future])
+            while not (done := self._workers.wait(watched)):
+                pass
+            outcome = done[0][1]
             if isinstance(outcome, _Died):
                 break
             if not isinstance(outcome, _Lost):
@@ -164,19 +167,20 @@ class _Workers:
         return as_completed(futures, loop=self.client.loop, with_results=True, raise_errors=False)
 
     def wait(self, watched: Any) -> list[tuple[Any, Any]]:
-        """Futures that are done, with their outcomes; RunError when no worker is left that could do them."""
-        self.look_now_and_then()
-        while not watched.has_ready():
+        """Futures that are done, with their outcomes; none when it is time to see who is there.
+
+        Raises RunError when there has been no worker for too long that could do them.
+        """
+        while True:
+            if is_due := time.monotonic() - self._looked_at > LOOK_EVERY_S:
+                self._look_again()
+            if is_due or watched.has_ready():
+                break
             time.sleep(POLL_S)
-            self.look_now_and_then()
         return [(future, _outcome(future, result)) for future, result in watched.next_batch(block=False)]
 
-    def look_now_and_then(self) -> None:
-        """See who is there, every few seconds."""
-        now = time.monotonic()
-        if now - self._looked_at < LOOK_EVERY_S:
-            return
-        self._looked_at = now
+    def _look_again(self) -> None:
+        now = self._looked_at = time.monotonic()
         self._look()
         if self._are_enough:
             self._seen_at = now
@@ -277,25 +281,38 @@ class _Flight:
 
     def run(self, queue: _Queue, on_died: Callable[[Chunk[Any]], None]) -> None:
         """Do every chunk of the queue; `on_died` gets those whose workers died."""
-        under_way: dict[Any, Chunk[Any]] = {}
+        self._share.is_lost = True
+        under_way: dict[Any, tuple[Chunk[Any], Any, Sequence[str] | None]] = {}
         watched = self._workers.watched([])
         while True:
             chunks = queue.take(self._workers.window - len(under_way))
             if chunks:
                 futures = self._submit(chunks)
-                under_way.update(zip((future.key for future in futures), chunks, strict=True))
+                for chunk, future in zip(chunks, futures, strict=True):
+                    under_way[future.key] = chunk, future, self._workers.others
                 watched.update(futures)
             if not under_way:
                 return
-            outcomes = [(under_way.pop(future.key), outcome) for future, outcome in self._workers.wait(watched)]
-            for chunk, outcome in outcomes:
+            done = self._workers.wait(watched)
+            for future, outcome in done:
+                chunk, _, _ = under_way.pop(future.key)
                 self._settle(chunk, outcome, queue, on_died)
+            if not done:
+                self._give_up_what_nobody_may_do(under_way.values())
+
+    def _give_up_what_nobody_may_do(self, under_way: Iterable[tuple[Chunk[Any], Any, Sequence[str] | None]]) -> None:
+        """Cancel chunks whose second half is bound to workers of which none is left: they come back as lost."""
+        there = set(self._workers.others or ())
+        stuck = [future for _, future, places in under_way if places is not None and not there.intersection(places)]
+        if stuck:
+            self._workers.client.cancel(stuck)
 
     def _settle(self, chunk: Chunk[Any], outcome: Any, queue: _Queue, on_died: Callable[[Chunk[Any]], None]) -> None:
         if isinstance(outcome, _Lost):
             self._share.is_lost = True
             self._losses[chunk.index] += 1
-            if self._losses[chunk.index] <= self._retries:
+            # One is always borne: a worker that somebody else has killed may be still known when this chunk begins.
+            if self._losses[chunk.index] <= max(1, self._retries):
                 queue.put_back(chunk)
                 return
         self._losses.pop(chunk.index, None)
@@ -327,15 +344,14 @@ class _Flight:
             pure=False,
             resources=self._workers.gpu_demand,
         )
-        others = self._workers.others
+        # Not allow_other_workers: a task that may run elsewhere is stolen by a worker with the resource that is idle.
         futures = client.map(
             partial(_attempt_finish, chain=self._task),
             chunks,
             started,
             shared=shared,
             pure=False,
-            workers=others,
-            allow_other_workers=others is not None,
+            workers=self._workers.others,
         )
         return futures
 

@@ -65,6 +65,16 @@ def _call(chunk: Chunk[Any], shared: Any, task: Task[Any, Any]) -> Any:
     return task(chunk, shared.value)
 
 
+def _in_turn(chunks: Sequence[Chunk[Any]]) -> list[Chunk[Any]]:
+    """The chunks as partitions of a bag that is to be computed in their order, so that records stream.
+
+    Dask's local schedulers take independent partitions from the last key on, and keys are ordered as texts.
+    """
+    turns = sorted(range(len(chunks)), key=str, reverse=True)
+    placed = dict(zip(turns, chunks, strict=True))
+    return [placed[partition] for partition in range(len(chunks))]
+
+
 class _EarlyResults(Callback):
     """Hands over the results of a bag's partitions as their tasks end, before the whole bag is done.
 
@@ -232,8 +242,7 @@ class _Slab:
         self._crew.replace()
 
     def _compute(self, chunks: Sequence[Chunk[Any]]) -> None:
-        # Dask's local schedulers take independent partitions from the last one on.
-        bag = bag_of(chunks[::-1], self._call, self._crew.shared)
+        bag = bag_of(_in_turn(chunks), self._call, self._crew.shared)
         with _EarlyResults(bag, self._take) as early:
             results = bag.compute(**self._crew.options)
         for partition, result in enumerate(results):

@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 Task = Callable[[Chunk[Any], Common], Result]
 Merge = Callable[[Sequence[Result]], Result]
 
-# Chunks of one local graph. Below 100 so that Dask's order of independent partitions, by key, is nearly numeric.
+# Chunks of one local graph.
 SLAB = 96
 REDUCTION_FAN_IN = 8
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import psutil
 
 from tests.cluster import DaskCluster, start_cluster
 
@@ -99,21 +98,10 @@ def soak(place: Path, cluster: DaskCluster, every: float, chance: random.Random)
             try:
                 process.wait(timeout=every * chance.uniform(0.5, 1.5))
             except subprocess.TimeoutExpired:
-                kills += kill_one(cluster, chance)
+                kills += cluster.kill_any_worker(chance)
         if process.returncode:
             raise SystemExit(f"the run ended with {process.returncode}")
     return time.perf_counter() - start, kills
-
-
-def kill_one(cluster: DaskCluster, chance: random.Random) -> int:
-    """Kill the worker below one of the nannies, where there is one at that moment; returns how many were killed."""
-    nanny = psutil.Process(chance.choice(cluster.workers).pid)
-    try:
-        worker = max(nanny.children(), key=lambda child: child.memory_info().rss)
-        worker.kill()
-    except (ValueError, psutil.NoSuchProcess):
-        return 0
-    return 1
 
 
 def digests(folder: Path) -> dict[str, str]:

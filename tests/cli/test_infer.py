@@ -151,15 +151,13 @@ class TestUrls:
         assert answer.code == 0, answer.stderr
         assert {path.parent.name for path in tmp_path.rglob("*") if path.is_file()} == {"masks", "maps", "seen"}
 
-    def test_they_are_refused_for_records_and_the_run_folder(self, trained: Trained, tmp_path: Path) -> None:
+    def test_they_work_for_records_and_the_run_folder(self, trained: Trained, tmp_path: Path) -> None:
         out = tmp_path.as_uri()
-        arguments = ["--save-jsonl", f"{out}/new/o.jsonl", "--run-dir", f"{out}/run"]
+        arguments = ["--save-jsonl", f"{out}/new/o.jsonl", "--run-dir", f"{out}/run", "--keep-parts"]
         answer = command(*trained.source, "--input", trained.parts.test_good[0], *arguments, cwd=tmp_path)
-        assert answer.code == 2
-        lines = answer.stderr.splitlines()
-        assert [line.split(": ")[2] for line in lines] == ["--save-jsonl", "--run-dir"]
-        assert all("is a URL" in line for line in lines)
-        assert list(tmp_path.iterdir()) == []
+        assert answer.code == 0, answer.stderr
+        (shard,) = (tmp_path / "run/parts").iterdir()
+        assert (tmp_path / "new/o.jsonl").read_bytes() == shard.read_bytes()
 
 
 def test_records_tell_scores_labels_and_defects(trained: Trained) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from pyimgano_dask.cli.profile import print_profile
 from pyimgano_dask.dataflow.inspection import RunSummary, Thresholds
 from pyimgano_dask.dataflow.profile import Profile, Worker
+from pyimgano_dask.dataflow.tally import Tally
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 from tests.cli.command import command
 from tests.cli.conftest import Trained
@@ -22,7 +23,7 @@ MEBIBYTE = 1 << 20
 
 def printed(profile: Profile, *, n_inputs: int = 50, seconds: float = 2.5, threads_per_task: int = 1) -> str:
     settings = resolve(given_by_keyword({"threads_per_task": threads_per_task})).settings
-    summary = RunSummary(settings, "a_detector", "sync", Thresholds(), n_inputs=n_inputs, seconds=seconds)
+    summary = RunSummary(settings, "a_detector", "sync", Thresholds(), Tally(n_inputs=n_inputs), seconds=seconds)
     summary.profile = profile
     text = io.StringIO()
     print_profile(summary, Console(file=text, width=80))

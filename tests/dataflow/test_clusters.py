@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization as pem
 
-from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.run import TlsFiles as Given
 from pyimgano_dask.synthesis import InspectionSet
 from tests.cluster import DaskCluster, TlsFiles, make_tls, start_cluster
 from tests.conftest import infer_command, run_python
+from tests.dataflow.doubles import opened
 
 FITTED_FLAGS = ("--model", "vision_pixel_mad_map", "--train-dir", "set/train/good")
 
@@ -74,7 +74,7 @@ def test_stored_maps_are_scored_anew_there_too(encrypted: Encrypted, place: Path
     )
     assert there.rc == 0, there.stderr
     assert there.stdout == run_python(*rescore, cwd=place).stdout
-    assert "_run_chunk" in (place / "rescored.html").read_text()
+    assert "_attempt" in (place / "rescored.html").read_text()
 
 
 @pytest.mark.cluster
@@ -124,7 +124,7 @@ def stranger(name: str, encrypted: Encrypted, plain: DaskCluster) -> tuple[str, 
 @pytest.mark.parametrize("name", STRANGERS)
 def test_who_does_not_fit_is_told(encrypted: Encrypted, dask_cluster: DaskCluster, name: str) -> None:
     scheduler, files = stranger(name, encrypted, dask_cluster)
-    with pytest.raises(ConfigError, match=STRANGERS[name]), open_scheduler(scheduler, None, 1, tls=given(files)):
+    with pytest.raises(ConfigError, match=STRANGERS[name]), opened(scheduler, **flow(given(files))):
         pass
     # A Dask client that failed in a way it does not expect holds its process here, and then complains.
     gc.collect()
@@ -144,6 +144,11 @@ def test_a_command_that_does_not_fit_ends_before_it_writes(encrypted: Encrypted,
     assert sorted(place.iterdir()) == before
 
 
+def flow(files: Given | None) -> dict[str, str]:
+    """The settings of these files."""
+    return {} if files is None else {"tls_ca": files.ca, "tls_cert": files.cert, "tls_key": files.key}
+
+
 def given(files: TlsFiles | None) -> Given | None:
     return files and Given(str(files.ca), str(files.cert), str(files.key))
 
@@ -157,7 +162,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Given:
 
 def refused(tls: Given) -> str:
     """What is said to these files, before anybody is asked to let them in."""
-    with pytest.raises(ConfigError) as caught, open_scheduler("tls://127.0.0.1:1", None, 1, tls=tls):
+    with pytest.raises(ConfigError) as caught, opened("tls://127.0.0.1:1", **flow(tls)):
         pass
     return str(caught.value)
 

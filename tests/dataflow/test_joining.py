@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pyimgano_dask.dataflow.run import run
-from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 from tests.cluster import DaskCluster, start_cluster
 from tests.conftest import hashes_below
 from tests.dataflow import tasks
+from tests.dataflow.doubles import none_is_lost, opened
 
 pytestmark = pytest.mark.cluster
 
@@ -52,7 +52,7 @@ class ChangesWorkers:
             self._leave(self._cluster, 0)
 
 
-@pytest.mark.parametrize("leave", [DaskCluster.retire_worker], ids=["retired"])
+@pytest.mark.parametrize("leave", [DaskCluster.retire_worker, DaskCluster.stop_worker], ids=["retired", "stopped"])
 @pytest.mark.parametrize("nanny", [False, True], ids=["bare", "nanny"])
 def test_a_run_that_changes_its_workers_leaves_the_same_bytes(
     workplace: Workplace,
@@ -77,13 +77,13 @@ def test_a_run_that_changes_its_workers_leaves_the_same_bytes(
 def test_a_worker_that_joins_gets_work_beside_the_first(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     workers: list[int] = []
-    with start_cluster(tmp_path / "cluster", 1) as cluster, open_scheduler(cluster.address, None, 1) as scheduler:
+    with start_cluster(tmp_path / "cluster", 1) as cluster, opened(cluster.address) as scheduler:
 
         def on_result(pid: int) -> None:
             if not workers:
                 cluster.add_worker()
             workers.append(pid)
 
-        scheduler.run(tasks.wait_for_two_workers, tasks.chunks(30), str(tmp_path / "work"), on_result)
+        scheduler.run(tasks.wait_for_two_workers, tasks.chunks(30), str(tmp_path / "work"), on_result, none_is_lost)
         assert set(workers) == {process.pid for process in cluster.workers}
     assert len(workers) == 30

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.errors import RunError
 from pyimgano_dask.synthesis import InspectionSet
 from tests.cluster import DaskCluster, start_cluster
 from tests.conftest import infer_command
 from tests.dataflow import tasks
+from tests.dataflow.doubles import none_is_lost, opened
 
 FLAGS = ("--model", "vision_pixel_mad_map", "--train-dir", "set/train/good", "--input", "set/test/good")
 # Run when Python starts: nobody in this process finds bokeh, as if it were not installed.
@@ -71,15 +71,15 @@ def test_it_tells_of_the_whole_run_and_changes_no_byte(dask_cluster: DaskCluster
     text = text_of(place / "new/folder/run.html")
     # Four chunks are inspected, and as many and more tasks fit and calibrate the detector.
     assert n_tasks(text) > 8
-    assert "_run_chunk" in text
+    assert "_attempt" in text
     assert [path.name for path in (place / "new/folder").iterdir()] == ["run.html"]
 
 
 @pytest.mark.cluster
 def test_a_local_cluster_has_one_too(tmp_path: Path) -> None:
     report = tmp_path / "local.html"
-    with open_scheduler("local-cluster", 1, n_inputs=1, report=str(report)) as scheduler:
-        scheduler.run(tasks.name_of, tasks.chunks(5), "c", lambda _: None)
+    with opened("local-cluster", 1, performance_report=str(report)) as scheduler:
+        scheduler.run(tasks.name_of, tasks.chunks(5), "c", lambda _: None, none_is_lost)
     assert n_tasks(text_of(report)) >= 5
 
 
@@ -87,10 +87,10 @@ def test_a_local_cluster_has_one_too(tmp_path: Path) -> None:
 def test_a_run_that_fails_has_its_report_and_its_own_error(dask_cluster: DaskCluster, tmp_path: Path) -> None:
     report = tmp_path / "failed.html"
     with (
-        pytest.raises(LookupError, match="chunk 3 is odd"),
-        open_scheduler(dask_cluster.address, None, n_inputs=1, report=str(report)) as scheduler,
+        pytest.raises(RunError, match="the disk is full at 3"),
+        opened(dask_cluster.address, performance_report=str(report)) as scheduler,
     ):
-        scheduler.run(tasks.fail_at_three, tasks.chunks(8), None, lambda _: None)
+        scheduler.run(tasks.end_the_run_at_three, tasks.chunks(8), None, lambda _: None, none_is_lost)
     assert n_tasks(text_of(report)) > 0
 
 
@@ -100,9 +100,9 @@ def test_a_lost_scheduler_gives_no_report_and_hides_no_error(tmp_path: Path) -> 
     with (
         start_cluster(tmp_path / "cluster", 1) as cluster,
         pytest.raises(RunError, match="run again"),
-        open_scheduler(cluster.address, None, n_inputs=1, report=str(report)) as scheduler,
+        opened(cluster.address, performance_report=str(report)) as scheduler,
     ):
-        scheduler.run(tasks.name_of, tasks.chunks(500), "c", lambda _: cluster.kill_scheduler())
+        scheduler.run(tasks.name_of, tasks.chunks(500), "c", lambda _: cluster.kill_scheduler(), none_is_lost)
     assert not report.exists()
 
 

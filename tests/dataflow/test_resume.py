@@ -28,7 +28,7 @@ KINDS = (
     pytest.param("local-cluster", marks=CLUSTER),
     pytest.param("address", marks=CLUSTER),
 )
-N_LISTS = 8
+N_LISTS = 5
 N_CHUNKS = 11 * N_LISTS
 TRAINING = (
     "--model",
@@ -118,7 +118,7 @@ def test_a_killed_client_goes_on(kind: str, whole: Path, workplace: Workplace, r
 def test_a_run_may_be_killed_again_and_again_and_go_on_elsewhere(whole: Path, workplace: Workplace) -> None:
     place = workplace("again")
     done_before: dict[str, int] = {}
-    for scheduler, after in (("threads", 5), ("processes", 25), ("sync", 45)):
+    for scheduler, after in (("threads", 5), ("processes", 20), ("sync", 35)):
         with started(place, "--resume", "--scheduler", scheduler):
             wait_until(lambda after=after: len(shards(place)) >= after, f"{after} chunks are done")
         assert done_before.items() <= shards(place).items()
@@ -159,7 +159,7 @@ def test_workers_that_are_killed_at_random_change_no_byte(whole: Path, workplace
     ):
         for after in sorted(chance.sample(range(5, N_CHUNKS - 5), 4)):
             wait_until(lambda after=after: len(shards(place)) >= after or process.poll() is not None, "chunks are done")
-            cluster.kill_worker_below_nanny(chance.choice(sorted(cluster.worker_addresses()) or [0]))
+            wait_until(lambda: cluster.kill_any_worker(chance), "a worker is killed")
         assert process.stderr is not None
         stderr = process.stderr.read().decode()
         assert process.wait(timeout=120) == 3, stderr
@@ -214,15 +214,12 @@ class TestAnUnfinishedRun:
         assert done.rc == 3, done.stderr
         assert (place / "out/other.jsonl").read_bytes() == (whole / "out/records.jsonl").read_bytes()
 
-    @pytest.mark.parametrize("harm", ["cut", "empty", "other", "folder"])
+    @pytest.mark.parametrize("harm", ["cut", "empty", "other", "gone"])
     def test_does_a_damaged_chunk_again(self, place: Path, whole: Path, harm: str) -> None:
         victim = place / "run/parts/part-00000002.jsonl"
         content = victim.read_bytes()
         victim.unlink()
-        if harm == "folder":
-            victim.mkdir()
-            victim.rmdir()
-        else:
+        if harm != "gone":
             other = (place / "run/parts/part-00000001.jsonl").read_bytes()
             victim.write_bytes({"cut": content[:-40], "empty": b"", "other": other}[harm])
         done = resume(place)
@@ -247,8 +244,8 @@ class TestAnUnfinishedRun:
         with started(place, "--resume", "--scheduler", "sync") as process:
             n_before = len(shards(place))
             wait_until(lambda: len(shards(place)) > n_before, "the run goes on")
+            os.killpg(process.pid, signal.SIGSTOP)
             done = resume(place)
-            assert process.poll() is None
         assert done.rc == 2
         assert "another run is at work in" in done.stderr
 
@@ -266,7 +263,7 @@ class TestAnUnfinishedRun:
             "train_dir": "set/train/good",
             "input": ["@list.txt"] * N_LISTS,
             "defects": True,
-            "explain_defects": "summary",
+            "explain_defects": "counts",
             "batch_size": 2,
             "save_masks": "out/masks",
             "save_maps": "out/maps.zarr",
@@ -290,7 +287,7 @@ class TestAFinishedRun:
         before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
         done = infer_command(*flags, "--resume", cwd=place)
         assert done.rc == 3
-        assert "160 of 176" in done.stderr
+        assert f"{22 * N_LISTS} of {22 * N_LISTS} (done by an earlier session)" in done.stderr
         assert {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()} == before
 
         (place / "out/records.jsonl").unlink()

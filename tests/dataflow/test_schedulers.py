@@ -61,6 +61,14 @@ def test_every_result_comes_exactly_once_and_in_the_callers_thread(scheduler: Sc
     assert threads <= {threading.get_ident()}
 
 
+@pytest.mark.parametrize("count", [1, 19, 200])
+def test_one_worker_takes_chunks_in_their_order(count: int) -> None:
+    seen: list[str] = []
+    with opened("sync") as scheduler:
+        scheduler.run(tasks.name_of, tasks.chunks(count), "c", seen.append, none_is_lost)
+    assert seen == [f"c{index} " for index in range(count)]
+
+
 @pytest.mark.parametrize("count", [1, 200])
 def test_a_reduction_joins_in_the_order_of_the_chunks(scheduler: Scheduler, count: int) -> None:
     joined = scheduler.reduce(tasks.name_of, tasks.concatenate, tasks.chunks(count), "c")

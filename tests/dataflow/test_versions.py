@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from pyimgano_dask.dataflow.clusters import connect
-from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.versions import check_versions
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.synthesis import InspectionSet
 from pyimgano_dask.version import __version__
 from tests.cluster import ROOT, DaskCluster, start_cluster
 from tests.conftest import infer_command, run_python
+from tests.dataflow.doubles import opened
 
 pytestmark = pytest.mark.cluster
 
@@ -48,7 +48,7 @@ def with_installed(folder: Path, **versions: str) -> dict[str, str]:
 
 
 def refusal(cluster: DaskCluster) -> str:
-    with pytest.raises(ConfigError) as caught, open_scheduler(cluster.address, None, n_inputs=1):
+    with pytest.raises(ConfigError) as caught, opened(cluster.address):
         pass
     return str(caught.value)
 
@@ -62,7 +62,7 @@ def place(tmp_path: Path, parts: InspectionSet) -> Path:
 
 
 def test_nothing_is_said_where_all_agree(dask_cluster: DaskCluster) -> None:
-    with open_scheduler(dask_cluster.address, None, n_inputs=1) as scheduler:
+    with opened(dask_cluster.address) as scheduler:
         assert scheduler.warnings == ()
 
 
@@ -116,7 +116,7 @@ def test_a_scheduler_matters_for_messages_only(tmp_path: Path) -> None:
     env = with_installed(tmp_path / "metadata", numpy="1.0", dask="0.1")
     with (
         start_cluster(tmp_path / "cluster", 1, scheduler_env=env) as cluster,
-        open_scheduler(cluster.address, None, n_inputs=1) as scheduler,
+        opened(cluster.address) as scheduler,
     ):
         (warning,) = scheduler.warnings
     assert re.match(r"dask is \S+ here and 0\.1 on the scheduler: they may misunderstand each other", warning)
@@ -126,7 +126,7 @@ def test_many_workers_are_counted(tmp_path: Path) -> None:
     env = with_installed(tmp_path / "metadata", numpy="1.0")
     with (
         start_cluster(tmp_path / "cluster", 5, env=env) as cluster,
-        open_scheduler(cluster.address, None, n_inputs=1) as scheduler,
+        opened(cluster.address) as scheduler,
     ):
         (warning,) = scheduler.warnings
     assert len(re.findall("worker tcp://", warning)) == 3
