@@ -25,6 +25,10 @@ class RunError(PyimganoDaskError):
     exit_code = 1
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asks the process to end (SIGTERM); what is said of it, if anything, is where to go on."""
+
+
 class InputError(PyimganoDaskError):
     """One input failed; the run goes on and the record of that input carries the error.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pyimgano_dask.errors import ConfigError, PyimganoDaskError
+from pyimgano_dask.errors import ConfigError, PyimganoDaskError, Terminated
 from pyimgano_dask.settings.infer_config import InferConfigFile, read_infer_config
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyimgano_dask.settings.run import InferSettings
 
 INTERRUPTED = 130
+TERMINATED = 143
 EXIT_CODES = (
     "Exit codes: 0 every input done, 1 the run could not finish, 2 bad flags, config or files, "
     "3 finished but some inputs have an error record."
@@ -43,8 +44,10 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
             print(f"{prog}: error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interruption:
-        print(": ".join([prog, "interrupted", *map(str, interruption.args)]), file=sys.stderr)
-        return INTERRUPTED
+        is_terminated = isinstance(interruption, Terminated)
+        how = "terminated" if is_terminated else "interrupted"
+        print(": ".join([prog, how, *map(str, interruption.args)]), file=sys.stderr)
+        return TERMINATED if is_terminated else INTERRUPTED
     except BrokenPipeError:
         # The reader of standard output has left; nothing more can be said there, not even at exit.
         sys.stderr.write(f"{prog}: error: standard output was closed before all records were written\n")
@@ -61,10 +64,10 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
 
 @contextmanager
 def _termination_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit while the block runs; only the main thread can, elsewhere nothing is changed."""
+    """Turn SIGTERM into an interruption while the block runs; only the main thread can, others change nothing."""
 
     def leave(number: int, frame: object) -> NoReturn:
-        sys.exit(128 + number)
+        raise Terminated
 
     if threading.current_thread() is not threading.main_thread():
         yield

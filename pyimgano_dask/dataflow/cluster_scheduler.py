@@ -26,13 +26,14 @@ from pyimgano_dask.dataflow.scheduler import (
     Task,
     attempt,
     died,
+    merged_in_turn,
     reduction_of,
     slabs,
 )
 from pyimgano_dask.errors import ConfigError, RunError
 
-SMALLEST_WINDOW = 8
-WINDOW_PER_THREAD = 4
+SMALLEST_WINDOW = 32
+WINDOW_PER_THREAD = 8
 POLL_S = 0.002
 LOOK_EVERY_S = 2.0
 WORKER_TIMEOUT_S = 60.0
@@ -100,7 +101,7 @@ class ClusterScheduler(Scheduler):
         call = partial(_call, task=task)
         with _cluster_faults_in_words():
             share = _Share(self._workers, Shared(common, self.threads_per_task))
-            return merge([self._join(slab, call, merge, share) for slab in slabs(chunks)])
+            return merged_in_turn(merge, (self._join(slab, call, merge, share) for slab in slabs(chunks)))
 
     def describe(self) -> str:
         return f"cluster {self._workers.client.scheduler.address}, {self.n_workers} worker threads"
@@ -135,7 +136,7 @@ class _Workers:
     def __init__(self, client: Any, gpu_resource: str | None) -> None:
         self.client = client
         self.gpu_resource = gpu_resource
-        self.n_threads = 0
+        self.n_threads = self._n_able_threads = 0
         self._others: list[str] = []
         self._looked_at = self._seen_at = time.monotonic()
         self._look()
@@ -157,8 +158,10 @@ class _Workers:
 
     @property
     def window(self) -> int:
-        """How many chunks are in flight at most."""
-        return max(SMALLEST_WINDOW, WINDOW_PER_THREAD * self.n_threads)
+        """How many chunks are in flight at most; inferred ones do not pile up where other workers finish them."""
+        if self.gpu_resource is None:
+            return max(SMALLEST_WINDOW, WINDOW_PER_THREAD * self.n_threads)
+        return 2 * (self._n_able_threads + self.n_threads)
 
     def watched(self, futures: Sequence[Any]) -> Any:
         """Futures whose results `wait` hands over."""
@@ -191,7 +194,13 @@ class _Workers:
                 f"`dask worker {self.client.scheduler.address}`, and run again"
             )
 
+    def check_scheduler(self) -> None:
+        """Raise RunError when the scheduler is gone: the client gives it up after some seconds, and closes itself."""
+        if self.client.status != "running":
+            raise RunError("the cluster was lost during the run; see that its scheduler is up, and run again")
+
     def _look(self) -> None:
+        self.check_scheduler()
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
         able = [
             address
@@ -199,6 +208,7 @@ class _Workers:
             if self.gpu_resource is not None and self.gpu_resource in worker["resources"]
         ]
         self.n_threads = sum(worker["nthreads"] for worker in workers.values())
+        self._n_able_threads = sum(workers[address]["nthreads"] for address in able)
         self._others = [address for address in workers if address not in able]
         self._are_enough = bool(workers if self.gpu_resource is None else able)
 
@@ -216,6 +226,7 @@ class _Share:
         """The future of it. Raises RunError when the scheduler is gone, or no worker is there in time."""
         if not self.is_lost:
             return self._future
+        self._workers.check_scheduler()
         deadline = time.monotonic() + WORKER_TIMEOUT_S
         while self.is_lost:
             self._scatter(deadline)
@@ -223,8 +234,7 @@ class _Share:
 
     def _scatter(self, deadline: float) -> None:
         client = self._workers.client
-        if client.status != "running":
-            raise RunError("the cluster was lost during the run; see that its scheduler is up, and run again")
+        self._workers.check_scheduler()
         try:
             client.wait_for_workers(1, timeout=max(POLL_S, deadline - time.monotonic()))
             self._future = client.scatter(self._shared, broadcast=True, hash=False)
@@ -234,10 +244,12 @@ class _Share:
                 f"the cluster has had no workers for {WORKER_TIMEOUT_S:.0f} s; start some with "
                 f"`dask worker {client.scheduler.address}`, and run again"
             ) from None
-        except OSError:
-            # A worker that has just died is still known to the scheduler for a moment.
+        except (OSError, LookupError, ValueError) as error:
+            # A worker that has just died is still known for a moment, and the scheduler trips over one that leaves.
             if time.monotonic() > deadline:
-                raise
+                raise RunError(
+                    f"the workers cannot be reached ({error}); see that they are up, and run again"
+                ) from error
             time.sleep(POLL_S)
 
 
@@ -285,8 +297,10 @@ class _Flight:
         under_way: dict[Any, tuple[Chunk[Any], Any, Sequence[str] | None]] = {}
         watched = self._workers.watched([])
         while True:
-            chunks = queue.take(self._workers.window - len(under_way))
-            if chunks:
+            window = self._workers.window
+            # Half a window at a time: a graph of many chunks costs the scheduler less than many graphs.
+            is_low = len(under_way) <= window // 2
+            if is_low and (chunks := queue.take(window - len(under_way))):
                 futures = self._submit(chunks)
                 for chunk, future in zip(chunks, futures, strict=True):
                     under_way[future.key] = chunk, future, self._workers.others

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-from pyimgano_dask.dataflow.artifacts import is_zarr
 from pyimgano_dask.dataflow.chunk import Job, Receipt, give_up_chunk, process_chunk, read_receipt
 from pyimgano_dask.dataflow.merge import OrderedMerge
+from pyimgano_dask.dataflow.outputs import (
+    open_output,
+    output_faults_in_words,
+    prepare_outputs,
+    remove_leftovers_of_outputs,
+)
 from pyimgano_dask.dataflow.plan import Chunk, chunked
 from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
@@ -30,16 +34,8 @@ from pyimgano_dask.dataflow.tally import Tally, tally
 from pyimgano_dask.defects import Waterfall
 from pyimgano_dask.errors import ConfigError, RunError
 from pyimgano_dask.settings.run import InferSettings
-from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest
-from pyimgano_dask.storage.files import (
-    is_file,
-    make_folder,
-    open_sink,
-    remove_leftovers,
-    remove_leftovers_of,
-    resolve,
-    write_atomic,
-)
+from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest, read_run_manifest
+from pyimgano_dask.storage.files import is_file, make_folder, resolve, write_atomic
 from pyimgano_dask.storage.jsonl import iter_records
 from pyimgano_dask.urls import join
 from pyimgano_dask.version import __version__
@@ -194,10 +190,10 @@ def inspect(
     need a first pass, which finds the extremes of all maps.
     """
     settings, base_dir = work.settings, work.base_dir
-    _prepare_outputs(settings, base_dir, anew=not folder.is_resumed)
+    prepare_outputs(settings, base_dir, anew=not folder.is_resumed)
     if folder.follows_another:
-        _remove_leftovers(settings, base_dir)
-    with _open_output(settings, base_dir, stdout) as sink:
+        remove_leftovers_of_outputs(settings, base_dir)
+    with open_output(settings, base_dir, stdout) as sink:
         source, scale = work.source, settings.output.fixed_overlay_scale
         if settings.output.save_overlays is not None and settings.output.overlay_scale == "run":
             spool_dir = None if work.images is None else folder.spool_dir
@@ -220,7 +216,7 @@ def inspect(
 
         def on_receipt(receipt: Receipt) -> None:
             summary._add(receipt)
-            with summary.profile.stage("merge"):
+            with summary.profile.stage("merge"), output_faults_in_words(settings):
                 merge.add(receipt.index)
             progress.advance(receipt.tally.n_inputs)
             _stop_at_too_many_errors(settings.dataflow.max_errors, summary.tally)
@@ -260,14 +256,15 @@ def take_finished(folder: RunFolder, settings: InferSettings, base_dir: str, sum
     if len(folder.finished_chunks()) == folder.plan.n_chunks:
         return False
     jsonl = settings.output.save_jsonl
-    if jsonl is not None and is_file(path := resolve(jsonl, base_dir)):
+    path = None if jsonl is None else resolve(jsonl, base_dir)
+    if path is not None and path == read_run_manifest(folder.run_dir or "").records and is_file(path):
         counted = tally(iter_records(path))
         if counted.n_inputs == folder.plan.n_inputs:
             summary.tally = counted
             summary.n_resumed = counted.n_inputs
             return True
     raise ConfigError(
-        f"--resume: the run in {settings.dataflow.run_dir!r} is finished, but its records are not "
+        f"--resume: the run in {settings.dataflow.run_dir!r} is finished, and its records are not "
         f"{'on standard output any more' if jsonl is None else f'in {jsonl!r}'}; --no-resume starts anew"
     )
 
@@ -361,49 +358,3 @@ def stored_settings(settings: InferSettings, thresholds: Thresholds) -> dict[str
         "threshold_provenance": thresholds.score_provenance,
         "pixel_threshold_provenance": thresholds.pixel_provenance,
     }
-
-
-def _prepare_outputs(settings: InferSettings, base_dir: str, *, anew: bool) -> None:
-    """Make the output folders and the zarr stores: one explicit step, before any task.
-
-    Where a run begins `anew` the stores lose the rows of earlier ones.
-    """
-    output = settings.output
-    stores = []
-    if output.save_maps is not None and is_zarr(output.save_maps):
-        stores.append(output.save_maps)
-    if output.save_masks is not None and settings.defects.mask_format == "zarr":
-        stores.append(output.save_masks)
-    for folder in (output.save_maps, output.save_masks, output.save_overlays):
-        if folder is not None and folder not in stores:
-            make_folder(resolve(folder, base_dir))
-    if stores:
-        from pyimgano_dask.storage.zarr_store import create_store
-
-        for store in stores:
-            create_store(resolve(store, base_dir), anew=anew)
-
-
-def _remove_leftovers(settings: InferSettings, base_dir: str) -> None:
-    """Remove what writers of an earlier session have left that were killed."""
-    output = settings.output
-    if output.save_jsonl is not None:
-        remove_leftovers_of(resolve(output.save_jsonl, base_dir))
-    for folder in (output.save_maps, output.save_masks, output.save_overlays):
-        if folder is not None:
-            remove_leftovers(resolve(folder, base_dir))
-
-
-@contextmanager
-def _open_output(settings: InferSettings, base_dir: str, stdout: BinaryIO) -> Iterator[BinaryIO]:
-    """Where merged records go: standard output, or a file that appears whole when the run ends well."""
-    jsonl = settings.output.save_jsonl
-    shown = "standard output" if jsonl is None else repr(jsonl)
-    with ExitStack() as stack:
-        try:
-            yield stdout if jsonl is None else stack.enter_context(open_sink(resolve(jsonl, base_dir)))
-            stack.close()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise RunError(f"{shown} cannot be written: {error}; make room or access and run again") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +32,7 @@ from pyimgano_dask.dataflow.scheduler import (
     attempt,
     bag_of,
     died,
+    merged_in_turn,
     reduction_of,
     slabs,
     times,
@@ -42,6 +45,15 @@ _common_of_this_process: Any = None
 def _start_worker_process(common: Any) -> None:
     global _common_of_this_process
     _common_of_this_process = common
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A pool's process waits for work without end, also for that of a client that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class _ByInitializer(Named):
@@ -118,6 +130,13 @@ class _Processes(_Crew):
         self._common = common
         self._workers = workers
         self._pool = self._start(workers)
+        try:
+            self._pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "worker processes do not start; a script that uses --scheduler processes calls below "
+                'if __name__ == "__main__":'
+            ) from error
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -160,7 +179,8 @@ class LocalScheduler(Scheduler):
         self, task: Task[Common, Result], merge: Merge[Result], chunks: Iterable[Chunk[Any]], common: Common
     ) -> Result:
         with self._crew(common) as crew:
-            return merge([self._join(slab, partial(_call, task=task), merge, crew) for slab in slabs(chunks)])
+            call = partial(_call, task=task)
+            return merged_in_turn(merge, (self._join(slab, call, merge, crew) for slab in slabs(chunks)))
 
     def describe(self) -> str:
         return self._kind if self._kind == "sync" else f"{self._kind} × {self._workers}"

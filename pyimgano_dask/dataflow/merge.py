@@ -30,8 +30,3 @@ class OrderedMerge:
             self._waiting.remove(self._next)
             self._next += 1
         self._sink.flush()
-
-    @property
-    def n_merged(self) -> int:
-        """How many shards have left."""
-        return self._next

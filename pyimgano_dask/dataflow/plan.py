@@ -12,6 +12,7 @@ from pyimgano_dask.settings.run import InferSettings
 
 Item = TypeVar("Item", covariant=True)
 
+LONGEST_SHOWN = 200
 # Where results go and how the work is scheduled, which changes no byte of them.
 WITHOUT_EFFECT = ("output.save_jsonl", "output.profile", "output.profile_json")
 
@@ -68,12 +69,16 @@ class RunPlan:
 
 
 def make_plan(
-    settings: InferSettings, inputs: Mapping[str, tuple[int, str]], base_dir: str, versions: Mapping[str, str]
+    settings: InferSettings,
+    inputs: Mapping[str, tuple[int, str]],
+    base_dir: str,
+    versions: Mapping[str, str],
+    more: Mapping[str, Any] | None = None,
 ) -> RunPlan:
     """The plan of a run with these settings.
 
     `inputs` are the lists it reads by name, each with its length and a digest; `--input` comes first. `versions` are
-    those of the packages whose bytes end up in files.
+    those of the packages whose bytes end up in files, `more` whatever else the bytes depend on.
     """
     chunk_size = settings.dataflow.chunk_size
     facts: dict[str, Any] = {
@@ -86,6 +91,7 @@ def make_plan(
     facts |= {f"version of {name}": version for name, version in versions.items()}
     tree = settings.model_dump(mode="json", exclude={"dataflow"})
     facts |= {name: value for name, value in _flat(tree) if name not in WITHOUT_EFFECT}
+    facts |= _flat(more or {})
     return RunPlan(next(iter(inputs.values()))[0], chunk_size, facts)
 
 
@@ -99,4 +105,4 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"

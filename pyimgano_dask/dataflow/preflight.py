@@ -48,6 +48,8 @@ class Preflight:
         lists = {"--input": (self.inputs.count(), self.inputs.digest())}
         if self.training is not None:
             lists["--train-dir"] = (self.training.count(), self.training.digest())
+        if self.references is not None:
+            lists["--reference-dir"] = (len(self.references.nested), self.references.digest())
         return lists
 
     def reader(self, settings: InferSettings, *, with_display: bool = False) -> Reader:

@@ -39,7 +39,7 @@ def performance_report_at(path: str, client: Client) -> Iterator[None]:
                     failure = error
             make_folder(os.path.dirname(path))
             write_atomic(path, Path(draft).read_bytes())
-        except (OSError, ImportError) as error:
+        except Exception as error:
             if failure is None:
                 raise RunError(f"--performance-report: the report cannot be made or written: {error}") from error
     if failure is not None:

@@ -28,7 +28,7 @@ from pyimgano_dask.dataflow.inspection import (
 from pyimgano_dask.dataflow.plan import make_plan
 from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed, output_files, real_path
 from pyimgano_dask.dataflow.profile import finish
-from pyimgano_dask.dataflow.run_folder import PARTS, find_run_folder
+from pyimgano_dask.dataflow.run_folder import PARTS, find_run_folder, hold_run_folder
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.shards import part_index
 from pyimgano_dask.dataflow.sources import StoredMap
@@ -76,14 +76,18 @@ def rescore(rescoring: Rescoring, stdout: BinaryIO, progress: Progress | None = 
     if settings.stored.maps is not None:
         sources.append(InputFolder("--maps", settings.stored.maps, NPY_MAPS))
     check_outputs(settings, base_dir, sources)
-    plan = make_plan(settings, {"stored maps": (maps.count(), _digest(maps))}, base_dir, package_versions())
-    folder = find_run_folder(settings, base_dir, plan)
+    lists = {"stored maps": (maps.count(), _digest(maps))}
+    plan = make_plan(
+        settings, lists, base_dir, package_versions(), {"pixel threshold from": thresholds.pixel_provenance}
+    )
     summary = RunSummary(settings, STORED_MAPS, thresholds=thresholds)
-    if take_finished(folder, settings, base_dir, summary):
-        finish(summary, started, RESCORE.name)
-        return summary
     progress = progress or SilentProgress()
     with ExitStack() as stack:
+        stack.enter_context(hold_run_folder(settings, base_dir))
+        folder = find_run_folder(settings, base_dir, plan)
+        if take_finished(folder, settings, base_dir, summary):
+            finish(summary, started, RESCORE.name)
+            return summary
         scheduler = stack.enter_context(open_scheduler(settings.dataflow, maps.count(), base_dir))
         stack.enter_context(folder.begun())
         summary.warnings = scheduler.warnings

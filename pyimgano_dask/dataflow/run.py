@@ -25,7 +25,7 @@ from pyimgano_dask.dataflow.inspection import (
 from pyimgano_dask.dataflow.plan import make_plan
 from pyimgano_dask.dataflow.preflight import Preflight, check
 from pyimgano_dask.dataflow.profile import Profile, finish
-from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_folder
+from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_folder, hold_run_folder
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
@@ -62,13 +62,16 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     preflight = check(resolved, base_dir, profile)
     settings = resolved.settings
     plan = make_plan(settings, preflight.lists, base_dir, package_versions())
-    folder = find_run_folder(settings, base_dir, plan)
     summary = RunSummary(settings, preflight.detector.name, profile=profile)
-    if take_finished(folder, settings, base_dir, summary):
-        finish(summary, started, INFER.name)
-        return summary
     progress = progress or SilentProgress()
     with ExitStack() as stack:
+        stack.enter_context(hold_run_folder(settings, base_dir))
+        folder = find_run_folder(settings, base_dir, plan)
+        if take_finished(folder, settings, base_dir, summary):
+            if folder.training is not None:
+                summary.thresholds = _thresholds_of(folder.training)
+            finish(summary, started, INFER.name)
+            return summary
         flow = settings.dataflow
         scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs, base_dir))
         profile.n_workers = scheduler.n_workers
@@ -110,10 +113,11 @@ def _trained(
     kept = folder.training
     if kept is None:
         return _train(preflight, settings, scheduler, progress, profile)
-    thresholds = Thresholds(
-        kept.threshold, kept.threshold_provenance, kept.pixel_threshold, kept.pixel_threshold_provenance
-    )
-    return _kept_detector(preflight, folder, kept), thresholds, kept.warnings
+    return _kept_detector(preflight, folder, kept), _thresholds_of(kept), kept.warnings
+
+
+def _thresholds_of(kept: Training) -> Thresholds:
+    return Thresholds(kept.threshold, kept.threshold_provenance, kept.pixel_threshold, kept.pixel_threshold_provenance)
 
 
 def _keep_training(

@@ -14,12 +14,13 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
+from pyimgano_dask.dataflow.faults import CANNOT_WRITE, REMEDY
 from pyimgano_dask.dataflow.plan import RunPlan
 from pyimgano_dask.dataflow.shards import is_spooled, part_index, scores_index
 from pyimgano_dask.errors import ConfigError, RunError
@@ -154,31 +155,32 @@ class RunFolder:
     def begun(self) -> Iterator[None]:
         """The time of the run: the folder is made ready, and tidied at the end; kept as it is when a run fails in it.
 
-        Raises ConfigError when another run is at work in it.
+        Raises RunError for whatever cannot be written in the block, with what to do then.
         """
-        with ExitStack() as stack:
-            if self.run_dir is not None:
-                make_folder(self.run_dir)
-                stack.enter_context(_only_one_run(self.run_dir))
-            if self.run_dir is not None and not self.is_resumed:
-                remove_file(join(self.run_dir, MANIFEST_NAME))
+        try:
+            self._make_ready()
+            yield
+        except BaseException as error:
+            if self.run_dir is None:
                 self._remove_parts()
-                self._write()
-            make_folder(self.parts_dir)
-            remove_leftovers(self.parts_dir)
-            try:
-                yield
-            except BaseException as error:
-                if self.run_dir is None:
-                    self._remove_parts()
-                elif isinstance(error, RunError):
-                    raise RunError(f"{error}\n  {_KEPT.format(self.run_dir)}") from error
-                elif isinstance(error, KeyboardInterrupt):
-                    raise KeyboardInterrupt(_KEPT.format(self.run_dir)) from None
-                raise
-            self.remove_spool()
-            if not self._keeps_parts:
-                self._remove_parts()
+            kept = "" if self.run_dir is None else _KEPT.format(self.run_dir)
+            if isinstance(error, KeyboardInterrupt) and kept:
+                raise type(error)(kept) from None
+            if isinstance(error, RunError) or (isinstance(error, OSError) and not isinstance(error, BrokenPipeError)):
+                said = str(error) if isinstance(error, RunError) else f"{CANNOT_WRITE}: {error}; {REMEDY}"
+                raise RunError("\n  ".join(filter(None, (said, kept)))) from error
+            raise
+        self.remove_spool()
+        if not self._keeps_parts:
+            self._remove_parts()
+
+    def _make_ready(self) -> None:
+        if self.run_dir is not None and not self.is_resumed:
+            remove_file(join(self.run_dir, MANIFEST_NAME))
+            self._remove_parts()
+            self._write()
+        make_folder(self.parts_dir)
+        remove_leftovers(self.parts_dir)
 
     def remove_spool(self) -> None:
         """Remove the maps of a first pass."""
@@ -212,9 +214,6 @@ def find_run_folder(settings: InferSettings, base_dir: str, plan: RunPlan) -> Ru
     if flow.run_dir is None:
         return RunFolder(plan, None, _temporary_parts(settings, base_dir), keeps_parts=flow.keep_parts)
     run_dir = resolve(flow.run_dir, base_dir)
-    if os.path.isdir(local_path(run_dir) or ""):
-        with _only_one_run(run_dir):
-            pass
     begun_before = is_file(join(run_dir, PLAN_NAME))
     parts_dir = join(run_dir, PARTS)
     folder = RunFolder(plan, run_dir, parts_dir, keeps_parts=flow.keep_parts, follows_another=begun_before)
@@ -244,14 +243,17 @@ def find_run_folder(settings: InferSettings, base_dir: str, plan: RunPlan) -> Ru
 
 def _read_plan(run_dir: str, shown: str) -> PlanFile:
     try:
-        return PlanFile.model_validate_json(read_file(join(run_dir, PLAN_NAME)))
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)
-        )
+        return PlanFile.model_validate(json.loads(read_file(join(run_dir, PLAN_NAME))), strict=False)
+    except (ValueError, RecursionError) as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in _faults_in(error)]
         raise ConfigError(
-            f"--resume: the plan in {shown!r} is damaged or of another version ({faults}); --no-resume starts anew"
+            f"--resume: the plan in {shown!r} is damaged or of another version ({'; '.join(faults) or error}); "
+            "--no-resume starts anew"
         ) from None
+
+
+def _faults_in(error: Exception) -> list[Any]:
+    return list(error.errors(include_url=False)) if isinstance(error, ValidationError) else []
 
 
 def _temporary_parts(settings: InferSettings, base_dir: str) -> str:
@@ -267,22 +269,29 @@ def _temporary_parts(settings: InferSettings, base_dir: str) -> str:
 
 
 @contextmanager
-def _only_one_run(run_dir: str) -> Iterator[None]:
-    """Hold the folder against other runs of this machine, where its file system can; a dead run lets go of it."""
-    local = local_path(run_dir)
-    if local is None:
+def hold_run_folder(settings: InferSettings, base_dir: str) -> Iterator[None]:
+    """Hold the run folder, if there is one, against other runs of this machine, where its file system can.
+
+    A run holds it from before it looks into it. A dead run lets go of it. The folder is made, and removed again if
+    nothing is in it at the end. Raises ConfigError when another run holds it.
+    """
+    shown = settings.dataflow.run_dir
+    folder = None if shown is None else local_path(resolve(shown, base_dir))
+    if folder is None:
         yield
         return
-    descriptor = os.open(local, os.O_RDONLY | os.O_DIRECTORY)
+    make_folder(folder)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"--run-dir: another run is at work in {run_dir!r}; wait until it ends, or take another folder"
+                f"--run-dir: another run is at work in {shown!r}; wait until it ends, or take another folder"
             ) from None
         except OSError:
             pass
         yield
     finally:
         os.close(descriptor)
+        remove_folder_if_empty(folder)

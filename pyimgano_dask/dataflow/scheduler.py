@@ -192,6 +192,16 @@ def attempt(task: Task[Common, Result], chunk: Chunk[Any], common: Common) -> Re
         return Fault(type(error).__name__, f"{type(error).__name__}: {error}")
 
 
+def merged_in_turn(merge: Merge[Result], results: Iterable[Result]) -> Result:
+    """Join any number of results in their order while a few are held; how depends on their number alone."""
+    held: list[Result] = []
+    for result in results:
+        held.append(result)
+        if len(held) == REDUCTION_FAN_IN:
+            held = [merge(held)]
+    return merge(held)
+
+
 def slabs(chunks: Iterable[Chunk[Any]]) -> Iterator[list[Chunk[Any]]]:
     """The chunks in lists of at most `SLAB`, lazily."""
     source = iter(chunks)

@@ -42,23 +42,22 @@ class Tally:
 
 
 def tally(records: Iterable[Mapping[str, Any]]) -> Tally:
-    """Count records, one after the other."""
-    total = Tally()
+    """Count records, which stand in the order of their inputs."""
+    n_inputs = n_errors = n_anomalous = n_defective = n_regions = 0
+    waterfall: Waterfall = ()
+    errors: list[tuple[int, str, str]] = []
     for record in records:
-        total += _tally_one(record)
-    return total
-
-
-def _tally_one(record: Mapping[str, Any]) -> Tally:
-    if "error" in record:
-        return Tally(1, 1, errors=((record["index"], record["input"], record["error"]["message"]),))
-    defects = record.get("defects", {})
-    n_regions = len(defects.get("regions", ()))
-    suppressed = defects.get("suppressed")
-    return Tally(
-        n_inputs=1,
-        n_anomalous=int(record.get("label") == 1),
-        n_defective=int(n_regions > 0),
-        n_regions=n_regions,
-        waterfall=() if suppressed is None else waterfall_of_record(suppressed),
-    )
+        n_inputs += 1
+        if "error" in record:
+            n_errors += 1
+            if n_errors <= SHOWN_ERRORS:
+                errors.append((record["index"], record["input"], record["error"]["message"]))
+            continue
+        n_anomalous += record.get("label") == 1
+        if "defects" in record:
+            found = len(record["defects"]["regions"])
+            n_regions += found
+            n_defective += found > 0
+            if "suppressed" in record["defects"]:
+                waterfall = add_waterfalls(waterfall, waterfall_of_record(record["defects"]["suppressed"]))
+    return Tally(n_inputs, n_errors, n_anomalous, n_defective, n_regions, waterfall, tuple(errors))

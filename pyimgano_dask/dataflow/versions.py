@@ -44,8 +44,9 @@ _OWN_VERSION = "pyimgano_dask.version:__version__"
 
 def package_versions() -> dict[str, str]:
     """Version here of each package that bytes depend on: with other ones the same run may write other bytes."""
-    installed = {name: _installed(distributions) for name, distributions in FOR_BYTES.items()}
-    return {"pyimgano-dask": __version__, **{name: version or "unknown" for name, version in installed.items()}}
+    packages = {**FOR_BYTES, **OPTIONAL_FOR_BYTES}
+    installed = {name: _installed(distributions) for name, distributions in packages.items()}
+    return {"pyimgano-dask": __version__, **{name: version for name, version in installed.items() if version}}
 
 
 def _installed(distributions: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ class References:
             return self.shared
         name = file_name(input_path)
         return self.nested.get(name) or join(self.folder, name)
+
+    def digest(self) -> str:
+        """SHA-256 of which files references are taken from, in hexadecimal."""
+        return hashlib.sha256(repr((self.folder, self.shared, sorted(self.nested.items()))).encode()).hexdigest()
 
 
 def find_references(path: str, *, base_dir: str) -> References:

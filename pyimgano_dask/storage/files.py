@@ -46,6 +46,8 @@ COPY_BYTES = 1 << 20
 # What the kernel says to a copy that it cannot do between two files, such as to one that is opened for appending.
 _NO_KERNEL_COPY = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EBADF, errno.ENOTSOCK)
 
+_LEFTOVER = re.compile(rf"{re.escape(TEMP_PREFIX)}(.*-)?\d+-[0-9a-f]{{16}}")
+
 MAX_KIN = 50
 """Characters of a sink's name that the name of its temporary file begins with."""
 
@@ -168,7 +170,7 @@ def remove_folder_if_empty(path: str) -> None:
 def remove_leftovers(folder: str) -> None:
     """Remove the temporary files of killed writers from a local folder; nothing may be written there meanwhile."""
     for name in list_names(folder) if local_path(folder) is not None else ():
-        if name.startswith(TEMP_PREFIX):
+        if _LEFTOVER.fullmatch(name):
             remove_file(join(folder, name))
 
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from pyimgano_dask.transfers import client_options, faults_are_oserrors, settle,
 
 StoredDtype = Literal["uint8", "float32"]
 
+_LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.partial$")
 _ARRAY_NAME = re.compile(r"[1-9]\d*x[1-9]\d*")
 
 # Level 1: a batch of 32 maps of 640x640 takes 0.16 s and 12.6 MB, level 3 0.24 s and 12.5 MB, level 6 0.36 s
@@ -53,6 +55,15 @@ def _create(path: str, anew: bool) -> None:
     group = zarr.open_group(_store(path), mode="a", zarr_format=3)
     for name in _names_in(group) if anew else ():
         del group[name]
+
+
+def remove_leftovers_of_store(path: str) -> None:
+    """Remove the temporary files of killed writers from a local store; nothing may be written there meanwhile."""
+    local = local_path(path)
+    if local is not None:
+        for file in Path(local).rglob("*.partial"):
+            if _LEFTOVER.search(file.name):
+                file.unlink(missing_ok=True)
 
 
 def write_rows(

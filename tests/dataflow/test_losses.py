@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,12 +13,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from pyimgano_dask.dataflow.scheduler import Loss
 from pyimgano_dask.errors import RunError
 from tests.cluster import DaskCluster, start_cluster
-from tests.conftest import hashes_below, wait_until
+from tests.conftest import ROOT, hashes_below, run_python, wait_until
 from tests.dataflow import tasks
 from tests.dataflow.doubles import BIG_SIDE_PX, Hazard, inspect_at, none_is_lost, opened
 
@@ -183,6 +187,59 @@ def test_workers_join_and_leave_during_a_run(tmp_path: Path) -> None:
         wait_until(lambda: cluster.workers[0].poll() is not None, "the first worker has left")
     assert sum(seen.values()) == 3000
     assert len(seen) == 2
+
+
+@CLUSTER
+def test_a_cluster_may_shrink_with_more_in_flight_than_it_then_takes(tmp_path: Path) -> None:
+    seen: Counter[int] = Counter()
+    with start_cluster(tmp_path / "cluster", 4) as cluster, opened(cluster.address) as scheduler:
+
+        def on_result(index: int) -> None:
+            seen[index] += 1
+            if sum(seen.values()) == 3:
+                for number in (1, 2, 3):
+                    cluster.kill_worker(number)
+                (tmp_path / "release").touch()
+
+        scheduler.run(tasks.wait_for_release_from_four, tasks.chunks(200), str(tmp_path), on_result, none_is_lost)
+    assert seen == Counter(range(200))
+
+
+def test_worker_processes_end_with_a_client_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from tests.dataflow import tasks\n"
+        "from tests.dataflow.doubles import none_is_lost, opened\n"
+        "if __name__ == '__main__':\n"
+        "    with opened('processes', 2) as scheduler:\n"
+        "        args = (tasks.wait_for_release, tasks.chunks(4), sys.argv[1], print, none_is_lost)\n"
+        "        scheduler.run(*args)\n"
+    )
+    script = tmp_path / "client.py"
+    script.write_text(code)
+    (tmp_path / "met").mkdir()
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, str(script), str(tmp_path / "met")], env=env) as client:
+        wait_until(lambda: len(list((tmp_path / "met").iterdir())) >= 2, "both processes work")
+        workers = [
+            child for child in psutil.Process(client.pid).children() if "spawn_main" in " ".join(child.cmdline())
+        ]
+        assert len(workers) >= 2
+        client.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
+def test_a_script_without_a_guard_is_told_instead_of_losing_every_input(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from tests.dataflow import tasks\n"
+        "from tests.dataflow.doubles import none_is_lost, opened\n"
+        "with opened('processes', 2) as scheduler:\n"
+        "    scheduler.run(tasks.name_of, tasks.chunks(4), 'c', print, none_is_lost)\n"
+    )
+    done = run_python("script.py", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert done.rc == 1
+    assert "RunError: worker processes do not start" in done.stderr
 
 
 @CLUSTER

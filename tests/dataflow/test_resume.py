@@ -288,12 +288,22 @@ class TestAFinishedRun:
         done = infer_command(*flags, "--resume", cwd=place)
         assert done.rc == 3
         assert f"{22 * N_LISTS} of {22 * N_LISTS} (done by an earlier session)" in done.stderr
+        assert "anomalous" in done.stderr
         assert {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()} == before
 
         (place / "out/records.jsonl").unlink()
         done = infer_command(*flags, "--resume", cwd=place)
         assert done.rc == 2
-        assert "is finished, but its records are not in 'out/records.jsonl'" in done.stderr
+        assert "is finished, and its records are not in 'out/records.jsonl'" in done.stderr
+
+    def test_is_told_from_another_one_of_the_same_length(self, whole: Path, workplace: Workplace) -> None:
+        place = workplace("other")
+        flags = [flag for flag in RUN if flag != "--keep-parts"]
+        assert infer_command(*flags, cwd=place).rc == 3
+        (place / "other.jsonl").write_bytes((whole / "out/records.jsonl").read_bytes())
+        done = infer_command(*flags, "--resume", "--save-jsonl", "other.jsonl", cwd=place)
+        assert done.rc == 2
+        assert "is finished, and its records are not in 'other.jsonl'" in done.stderr
 
     def test_gives_its_records_again_from_kept_shards(self, whole: Path, workplace: Workplace) -> None:
         place = workplace("kept")
@@ -368,6 +378,41 @@ def test_a_rescoring_goes_on_too(whole: Path, workplace: Workplace) -> None:
     for folder in ("masks", "run/parts"):
         assert hashes_below(place / folder) == hashes_below(expected / folder)
     assert (place / "records.jsonl").read_bytes() == (expected / "records.jsonl").read_bytes()
+
+
+def test_a_rescoring_is_not_gone_on_with_when_its_threshold_comes_from_elsewhere(
+    whole: Path, workplace: Workplace
+) -> None:
+    place = workplace("rescored")
+    threshold = settings_of(whole)["training"]["pixel_threshold"]
+    flags = ("--from-run", whole / "run", "--batch-size", "2", "--save-jsonl", "r.jsonl", "--run-dir", "run")
+    command = ("-m", "pyimgano_dask.cli.rescore", *map(str, (*flags, "--keep-parts")))
+    assert run_python(*command, cwd=place).rc == 3
+    done = run_python(*command, "--resume", "--pixel-threshold", repr(threshold), cwd=place)
+    assert done.rc == 2
+    assert "pixel threshold from" in done.stderr
+
+
+def test_names_of_any_bytes_do_not_keep_a_run_from_going_on(workplace: Workplace) -> None:
+    place = workplace("bytes")
+    masks = os.fsdecode(b"out/m\xff")
+    flags = [masks if flag == "out/masks" else flag for flag in RUN]
+    with started(place, "--save-masks", masks, "--scheduler", "sync"):
+        wait_until(lambda: len(shards(place)) >= 5, "five chunks are done")
+    done = infer_command(*flags, "--resume", cwd=place)
+    assert done.rc == 3, done.stderr
+    assert "resumed" in done.stderr
+
+
+def test_a_run_that_is_asked_to_end_says_where_to_go_on(workplace: Workplace) -> None:
+    with started(workplace("terminated"), "--scheduler", "sync") as process:
+        place = Path(str(process.args and os.readlink(f"/proc/{process.pid}/cwd")))
+        wait_until(lambda: len(shards(place)) >= 5, "five chunks are done")
+        process.terminate()
+        assert process.stderr is not None
+        stderr = process.stderr.read().decode()
+        assert process.wait(timeout=60) == 143
+    assert "terminated: what is done is kept in" in stderr
 
 
 def settings_of(place: Path) -> dict[str, Any]:
