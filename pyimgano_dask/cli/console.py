@@ -61,7 +61,8 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     """Counts, thresholds, times, and where to look."""
     for warning in summary.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
-    table = Table(title=f"{summary.source} · {summary.scheduler}", show_header=False, title_justify="left")
+    console.print(Text(f"{summary.source} · {summary.scheduler}", style="italic"), soft_wrap=True)
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("inputs", _share(summary.n_inputs - summary.n_errors, summary.n_inputs, "done"))
@@ -76,7 +77,7 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         table.add_row("with defects", _share(summary.n_defective, summary.n_inputs, f"pixels ≥ {thresholds.pixel:.6g}"))
         table.add_row("regions", str(summary.n_regions))
     inspecting = summary.seconds - summary.training_seconds
-    per_image = 1000 * inspecting / max(1, summary.n_inputs)
+    per_image = 1000 * inspecting / max(1, summary.n_worked)
     table.add_row(
         "time", f"{summary.seconds:.2f} s, {per_image:.1f} ms an image after {summary.training_seconds:.2f} s of setup"
     )
@@ -90,6 +91,7 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         ("maps", output.save_maps),
         ("masks", output.save_masks),
         ("overlays", output.save_overlays),
+        ("run folder", summary.settings.dataflow.run_dir),
         ("report", summary.settings.dataflow.performance_report),
     ):
         if path is not None:

@@ -20,7 +20,7 @@ MEBIBYTE = 1 << 20
 def print_profile(summary: RunSummary, console: Console) -> None:
     """Seconds by stage, then wall time, workers and memory."""
     profile = summary.profile
-    n_images = max(1, summary.n_inputs)
+    n_images = max(1, summary.n_worked)
     table = Table(
         title="where the time went (read to write: summed over the workers)",
         title_justify="left",
@@ -49,7 +49,7 @@ def print_profile(summary: RunSummary, console: Console) -> None:
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
-    facts.add_row("wall time", f"{summary.seconds:,.2f} s, {summary.n_inputs / summary.seconds:,.1f} images a second")
+    facts.add_row("wall time", f"{summary.seconds:,.2f} s, {summary.n_worked / summary.seconds:,.1f} images a second")
     facts.add_row("workers", _workers(summary))
     facts.add_row("peak memory", _memory(summary))
     console.print(facts)

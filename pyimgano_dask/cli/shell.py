@@ -24,7 +24,7 @@ INTERRUPTED = 130
 TERMINATED = 143
 EXIT_CODES = (
     "Exit codes: 0 every input done, 1 the run could not finish, 2 bad flags, config or files, "
-    "3 finished but some inputs have an error record."
+    "3 finished but some inputs have an error record, 130 interrupted, 143 terminated."
 )
 
 

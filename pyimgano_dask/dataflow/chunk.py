@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,10 +17,10 @@ from pyimgano_dask.dataflow.shards import part_path
 from pyimgano_dask.dataflow.sources import Clock, Scored, Source, path_of
 from pyimgano_dask.dataflow.tally import Record, Tally, tally
 from pyimgano_dask.defects import Defects, check_map, extract_defects, scale_to_image
-from pyimgano_dask.errors import ConfigError, InputError
+from pyimgano_dask.errors import InputError
 from pyimgano_dask.settings.run import InferSettings
-from pyimgano_dask.storage.files import write_atomic
-from pyimgano_dask.storage.jsonl import encode_record, iter_records
+from pyimgano_dask.storage.files import read_file, write_atomic
+from pyimgano_dask.storage.jsonl import encode_record
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,16 @@ def give_up_chunk(chunk: Chunk[Any], loss: Loss, job: Job) -> Receipt:
 
 def read_receipt(chunk: Chunk[Any], parts_dir: str) -> Receipt | None:
     """The receipt of a chunk that is done, counted from its shard; None when that is not whole or of other inputs."""
-    try:
-        records = list(iter_records(part_path(parts_dir, chunk.index)))
-    except (OSError, ConfigError):
-        return None
     wanted = [(index, path_of(item)) for index, item in chunk.rows()]
-    if [(record.get("index"), record.get("input")) for record in records] != wanted:
+    try:
+        data = read_file(part_path(parts_dir, chunk.index))
+        records = [json.loads(line) for line in data.splitlines()]
+        is_whole = b"".join(map(encode_record, records)) == data
+        if not is_whole or [(record["index"], record["input"]) for record in records] != wanted:
+            return None
+        return Receipt(chunk.index, tally(records), {})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return Receipt(chunk.index, tally(records), {})
 
 
 def lost_inputs(chunk: Chunk[Any], loss: Loss) -> Iterator[Failed]:

@@ -35,7 +35,7 @@ from pyimgano_dask.defects import Waterfall
 from pyimgano_dask.errors import ConfigError, RunError
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.run_manifest import MANIFEST_NAME, RunManifest, read_run_manifest
-from pyimgano_dask.storage.files import is_file, make_folder, resolve, write_atomic
+from pyimgano_dask.storage.files import make_folder, resolve, stamp_of, write_atomic
 from pyimgano_dask.storage.jsonl import iter_records
 from pyimgano_dask.urls import join
 from pyimgano_dask.version import __version__
@@ -99,6 +99,11 @@ class RunSummary:
     def n_inputs(self) -> int:
         """Inputs, each with a record."""
         return self.tally.n_inputs
+
+    @property
+    def n_worked(self) -> int:
+        """Inputs that this session has worked on; an earlier one had done the others."""
+        return self.n_inputs - self.n_resumed
 
     @property
     def n_errors(self) -> int:
@@ -190,7 +195,8 @@ def inspect(
     need a first pass, which finds the extremes of all maps.
     """
     settings, base_dir = work.settings, work.base_dir
-    prepare_outputs(settings, base_dir, anew=not folder.is_resumed)
+    prepare_outputs(settings, base_dir, anew=not folder.outputs_are_ready)
+    folder.keep_outputs_are_ready()
     if folder.follows_another:
         remove_leftovers_of_outputs(settings, base_dir)
     with open_output(settings, base_dir, stdout) as sink:
@@ -257,16 +263,23 @@ def take_finished(folder: RunFolder, settings: InferSettings, base_dir: str, sum
         return False
     jsonl = settings.output.save_jsonl
     path = None if jsonl is None else resolve(jsonl, base_dir)
-    if path is not None and path == read_run_manifest(folder.run_dir or "").records and is_file(path):
-        counted = tally(iter_records(path))
-        if counted.n_inputs == folder.plan.n_inputs:
-            summary.tally = counted
-            summary.n_resumed = counted.n_inputs
-            return True
+    manifest = _manifest_in(folder)
+    if path is not None and manifest is not None and path == manifest.records and manifest.stamp == stamp_of(path):
+        summary.tally = tally(iter_records(path))
+        summary.n_resumed = summary.n_inputs
+        return True
     raise ConfigError(
         f"--resume: the run in {settings.dataflow.run_dir!r} is finished, and its records are not "
         f"{'on standard output any more' if jsonl is None else f'in {jsonl!r}'}; --no-resume starts anew"
     )
+
+
+def _manifest_in(folder: RunFolder) -> RunManifest | None:
+    """What the finished run says of itself; None when that is damaged."""
+    try:
+        return read_run_manifest(folder.run_dir or "")
+    except ConfigError:
+        return None
 
 
 def _not_done(
@@ -288,8 +301,8 @@ def _stop_at_too_many_errors(max_errors: int, so_far: Tally) -> None:
     if 0 < max_errors <= so_far.n_errors:
         _, path, message = so_far.errors[0]
         raise RunError(
-            f"{so_far.n_errors} inputs have an error record, and --max-errors is {max_errors}; the first one is "
-            f"{path!r}: {message}"
+            f"stopped at --max-errors {max_errors} (error records: {so_far.n_errors}); the first one is {path!r}: "
+            f"{message}; mend the inputs, or go on with a larger --max-errors"
         )
 
 
@@ -346,6 +359,7 @@ def _manifest(work: Inspection) -> RunManifest:
         base_dir=work.inputs_dir,
         n_inputs=work.n_inputs,
         records=None if jsonl is None else resolve(jsonl, work.base_dir),
+        stamp=None if jsonl is None else stamp_of(resolve(jsonl, work.base_dir)),
         settings=stored_settings(settings, work.thresholds),
     )
 

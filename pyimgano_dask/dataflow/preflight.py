@@ -89,9 +89,30 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
             f"{detector.name} must be fitted before it can score: give normal images with --train-dir DIR, "
             "or a saved state with --checkpoint-path FILE"
         )
+    sources += [
+        InputFolder(flag, path)
+        for flag, path in (
+            *(("--input", spec[1:]) for spec in settings.inputs.input if spec.startswith("@")),
+            ("--infer-config", resolved.config_path),
+            ("--checkpoint-path", settings.model.checkpoint_path),
+        )
+        if path is not None
+    ]
     source = _pixel_threshold_source(resolved) if settings.defects.enabled else None
     check_outputs(settings, base_dir, sources)
+    _check_no_input_is_overwritten(settings, base_dir, inputs)
     return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir)
+
+
+def _check_no_input_is_overwritten(settings: InferSettings, base_dir: str, inputs: InputList) -> None:
+    """Refuse to write a file over an input that a glob or a list stands for."""
+    names = {real_path(name, base_dir): (flag, name) for flag, name in output_files(settings)}
+    there = {path for path in names if kind_at(path, pauses_s=ONCE) == "file"}
+    ends = {os.path.basename(path) for path in there}
+    for item in inputs if there else ():
+        if os.path.basename(item) in ends and (path := real_path(item, base_dir)) in there:
+            flag, name = names[path]
+            raise ConfigError(f"{flag}: {name!r} is an input; name another file")
 
 
 def listed(specs: tuple[str, ...], base_dir: str, flag: str, kind: FileKind = IMAGES) -> InputList:

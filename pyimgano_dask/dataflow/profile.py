@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyimgano_dask.dataflow.sources import STAGES
+from pyimgano_dask.dataflow.versions import PACKAGES, installed_version
 from pyimgano_dask.errors import RunError
 from pyimgano_dask.storage.files import make_folder, resolve, write_atomic
 from pyimgano_dask.version import __version__
@@ -29,8 +29,6 @@ RUN_STAGES = ("load_model", "fit", "calibrate", *STAGES, "merge")
 AFTER_THE_DETECTOR = ("extract", "write")
 
 PROCESS_STATUS = Path("/proc/self/status")
-# Of each of these distributions the version is told; None where it is not installed.
-LIBRARIES = ("numpy", "numba", "dask", "distributed", "zarr", "pillow", "torch")
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def profile_of(summary: RunSummary, tool: str) -> dict[str, Any]:
     seconds = profile.seconds
     return {
         "tool": tool,
-        "counts": {"inputs": summary.n_inputs, "processed": summary.n_inputs, "errors": summary.n_errors},
+        "counts": {"inputs": summary.n_inputs, "processed": summary.n_worked, "errors": summary.n_errors},
         "timing_seconds": {
             "load_model": seconds["load_model"],
             "fit_calibrate": seconds["fit"] + seconds["calibrate"],
@@ -150,13 +148,13 @@ def profile_of(summary: RunSummary, tool: str) -> dict[str, Any]:
         "stages": {
             stage: {
                 "seconds": spent,
-                "per_image_ms": 1000 * spent / max(1, summary.n_inputs),
+                "per_image_ms": 1000 * spent / max(1, summary.n_worked),
                 "share": profile.share(stage),
             }
             for stage, spent in seconds.items()
         },
         "wall_seconds": summary.seconds,
-        "images_per_second": summary.n_inputs / summary.seconds,
+        "images_per_second": summary.n_worked / summary.seconds,
         "n_inputs": summary.n_inputs,
         "scheduler": summary.scheduler,
         "workers": {
@@ -176,18 +174,5 @@ def profile_of(summary: RunSummary, tool: str) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    import cv2
-
-    return {
-        "python": platform.python_version(),
-        "pyimgano-dask": __version__,
-        "opencv": cv2.__version__,
-        **{name: _version_of(name) for name in LIBRARIES},
-    }
-
-
-def _version_of(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
+    others = {name.lower(): installed_version(distributions) for name, distributions in PACKAGES.items()}
+    return {**others, "python": platform.python_version(), "pyimgano-dask": __version__}

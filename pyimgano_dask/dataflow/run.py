@@ -76,7 +76,12 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
         scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs, base_dir))
         profile.n_workers = scheduler.n_workers
         detector, thresholds, warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
-        summary.warnings = (*scheduler.warnings, *warnings, *_unsuited_to_tiles(detector, settings))
+        summary.warnings = (
+            *scheduler.warnings,
+            *warnings,
+            *_unsuited_to_tiles(detector, settings),
+            *_of_other_tiles(resolved, preflight),
+        )
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
         stack.enter_context(folder.begun())
         if folder.run_dir is not None and folder.training is None:
@@ -187,6 +192,17 @@ def _train(
         value = defects.pixel_threshold
         thresholds = _with_pixel(thresholds, value, fixed_pixel_provenance(value, source))
     return detector, thresholds, warnings
+
+
+def _of_other_tiles(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
+    """What to know of thresholds that come from a config whose tiles are not those of the flags."""
+    changed = any(path[:2] == ("adaptation", "tiling") for path in resolved.explicit)
+    has_threshold = resolved.settings.threshold is not None or preflight.pixel_threshold_source == "infer_config"
+    if changed and has_threshold and preflight.training is None:
+        yield (
+            "tile flags change scores and maps, and the thresholds of the config were calibrated without them; "
+            "give --train-dir to calibrate anew"
+        )
 
 
 def _unsuited_to_tiles(detector: Detector[Any], settings: InferSettings) -> Iterator[str]:

@@ -26,10 +26,11 @@ from pyimgano_dask.dataflow.shards import is_spooled, part_index, scores_index
 from pyimgano_dask.errors import ConfigError, RunError
 from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.run import InferSettings
-from pyimgano_dask.settings.run_manifest import DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
+from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
 from pyimgano_dask.storage.files import (
     TEMP_PREFIX,
     is_file,
+    kind_at,
     list_names,
     local_path,
     make_folder,
@@ -67,6 +68,7 @@ class PlanFile(Block):
     training: Training | None = knob(None, "None until it is done.")
     overlay_scale: tuple[float, float] | None = knob(None, "Extremes of all maps, for --overlay-scale run.")
     is_surveyed: bool = knob(False, "Whether the extremes have been looked for.")
+    outputs_are_ready: bool = knob(False, "Whether the output folders and stores are made.")
 
 
 @dataclass(frozen=True)
@@ -125,19 +127,33 @@ class RunFolder:
 
     def read_detector(self) -> bytes | None:
         """The fitted detector that belongs to `training`; None when it is not there or another one."""
-        if self.run_dir is None or self.training is None:
-            return None
-        try:
-            data = read_file(join(self.run_dir, DETECTOR_NAME))
-        except OSError:
+        data = self._stored_detector()
+        if data is None or self.training is None:
             return None
         return data if hashlib.sha256(data).hexdigest() == self.training.detector_sha256 else None
 
+    def _stored_detector(self) -> bytes | None:
+        try:
+            return None if self.run_dir is None else read_file(join(self.run_dir, DETECTOR_NAME))
+        except OSError:
+            return None
+
     def keep_training(self, training: Training, detector: bytes) -> None:
-        """Remember what fitting and calibrating gave."""
+        """Remember what fitting and calibrating gave; a config that belongs to another detector goes."""
         if self.run_dir is not None:
+            if self._stored_detector() != detector:
+                remove_file(join(self.run_dir, CONFIG_NAME))
             write_atomic(join(self.run_dir, DETECTOR_NAME), detector)
         self._write(training=training)
+
+    @property
+    def outputs_are_ready(self) -> bool:
+        """Whether this run has made its output folders and stores."""
+        return self._file.outputs_are_ready
+
+    def keep_outputs_are_ready(self) -> None:
+        """Remember that the output folders and stores are made."""
+        self._write(outputs_are_ready=True)
 
     def keep_scale(self, scale: tuple[float, float] | None) -> None:
         """Remember the extremes of all maps."""
@@ -207,15 +223,33 @@ class RunFolder:
 def find_run_folder(settings: InferSettings, base_dir: str, plan: RunPlan) -> RunFolder:
     """The folder of a run that is about to begin; nothing is written yet.
 
-    Raises ConfigError when an unfinished run lies there that the user did not speak of, or one of another plan that
-    cannot be resumed.
+    Raises ConfigError when an unfinished run lies there that the user did not speak of, one of another plan that
+    cannot be resumed, or what is no run folder.
     """
+    try:
+        return _find_run_folder(settings, base_dir, plan)
+    except OSError as error:
+        raise ConfigError(
+            f"--run-dir: {settings.dataflow.run_dir!r} cannot be read: {error}; name another one"
+        ) from None
+
+
+def _find_run_folder(settings: InferSettings, base_dir: str, plan: RunPlan) -> RunFolder:
     flow = settings.dataflow
     if flow.run_dir is None:
         return RunFolder(plan, None, _temporary_parts(settings, base_dir), keeps_parts=flow.keep_parts)
     run_dir = resolve(flow.run_dir, base_dir)
-    begun_before = is_file(join(run_dir, PLAN_NAME))
     parts_dir = join(run_dir, PARTS)
+    for name in (PLAN_NAME, DETECTOR_NAME, CONFIG_NAME, MANIFEST_NAME):
+        if kind_at(join(run_dir, name)) not in ("file", None):
+            raise ConfigError(
+                f"--run-dir: {name!r} in {flow.run_dir!r} is no file; move it away, or name another folder"
+            )
+    if kind_at(parts_dir) not in ("folder", None):
+        raise ConfigError(
+            f"--run-dir: {PARTS!r} in {flow.run_dir!r} is no folder; move it away, or name another folder"
+        )
+    begun_before = is_file(join(run_dir, PLAN_NAME))
     folder = RunFolder(plan, run_dir, parts_dir, keeps_parts=flow.keep_parts, follows_another=begun_before)
     if flow.resume is False or not begun_before:
         return folder
@@ -280,18 +314,34 @@ def hold_run_folder(settings: InferSettings, base_dir: str) -> Iterator[None]:
     if folder is None:
         yield
         return
-    make_folder(folder)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = _locked(folder, shown)
     try:
+        yield
+    finally:
+        remove_folder_if_empty(folder)
+        os.close(descriptor)
+
+
+def _locked(folder: str, shown: str | None) -> int:
+    """A descriptor of the folder, locked where its file system can; made anew when another run removes it meanwhile."""
+    while True:
+        try:
+            make_folder(folder)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise ConfigError(f"--run-dir: {shown!r} cannot be used as a folder: {error}; name another one") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(descriptor)
             raise ConfigError(
                 f"--run-dir: another run is at work in {shown!r}; wait until it ends, or take another folder"
             ) from None
         except OSError:
+            return descriptor
+        try:
+            if os.path.samestat(os.stat(folder), os.fstat(descriptor)):
+                return descriptor
+        except FileNotFoundError:
             pass
-        yield
-    finally:
         os.close(descriptor)
-        remove_folder_if_empty(folder)

@@ -45,11 +45,12 @@ _OWN_VERSION = "pyimgano_dask.version:__version__"
 def package_versions() -> dict[str, str]:
     """Version here of each package that bytes depend on: with other ones the same run may write other bytes."""
     packages = {**FOR_BYTES, **OPTIONAL_FOR_BYTES}
-    installed = {name: _installed(distributions) for name, distributions in packages.items()}
+    installed = {name: installed_version(distributions) for name, distributions in packages.items()}
     return {"pyimgano-dask": __version__, **{name: version for name, version in installed.items() if version}}
 
 
-def _installed(distributions: Sequence[str]) -> str | None:
+def installed_version(distributions: Sequence[str]) -> str | None:
+    """Version of the first of these distributions that is installed here, None when none is."""
     for name in distributions:
         with suppress(PackageNotFoundError):
             return version(name)

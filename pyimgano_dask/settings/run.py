@@ -232,6 +232,7 @@ class DataflowSettings(Block):
         "(default: a temporary folder beside --save-jsonl).",
         flag="--run-dir",
         metavar="DIR",
+        min_length=1,
     )
     resume: bool | None = knob(
         None,
@@ -257,6 +258,7 @@ class DataflowSettings(Block):
         "on the others.",
         flag="--gpu-resource",
         metavar="NAME",
+        pattern=r"^[\w.-]+$",
     )
     keep_parts: bool = knob(False, "Keep the JSONL shards after they are merged.", flag="--keep-parts")
     progress: bool | None = knob(

@@ -28,6 +28,7 @@ class RunManifest(Block):
     base_dir: str = knob(..., "Folder that relative paths in the records start at.")
     n_inputs: int = knob(..., "Records of the run.", ge=0)
     records: str | None = knob(None, "The JSONL, None when it went to standard output.")
+    stamp: str | None = knob(None, "Size of that JSONL, and when it was written; None where that is not known.")
     settings: dict[str, Any] = knob({}, "Blocks of an infer config that defects depend on.")
 
     def encode(self) -> bytes:

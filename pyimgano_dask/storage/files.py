@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -46,10 +47,7 @@ COPY_BYTES = 1 << 20
 # What the kernel says to a copy that it cannot do between two files, such as to one that is opened for appending.
 _NO_KERNEL_COPY = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EBADF, errno.ENOTSOCK)
 
-_LEFTOVER = re.compile(rf"{re.escape(TEMP_PREFIX)}(.*-)?\d+-[0-9a-f]{{16}}")
-
-MAX_KIN = 50
-"""Characters of a sink's name that the name of its temporary file begins with."""
+_LEFTOVER = re.compile(rf"{re.escape(TEMP_PREFIX)}\d+-[0-9a-f]{{16}}")
 
 _NOT_IN_A_NAME = re.compile("[\0/\ud800-\udc7f\udd00-\udfff]")
 
@@ -130,18 +128,38 @@ def kind_at(path: str, *, pauses_s: Sequence[float] = PAUSES_S) -> Literal["file
     return "file" if kind == "file" else "folder"
 
 
+def stamp_of(path: str) -> str | None:
+    """Size of a file, and for a local one when it was last written (ns since 1970); None when it is not there."""
+    local = local_path(path)
+    try:
+        if local is not None:
+            status = os.stat(local)
+            return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
+        filesystem, remote = open_filesystem(path)
+        return f"{tried_again(lambda: filesystem.size(remote))} bytes"
+    except FileNotFoundError:
+        return None
+
+
 def list_names(folder: str) -> list[str]:
     """Names of the files directly in a folder, sorted, as they are now; none when the folder is not there."""
     local = local_path(folder)
     try:
         if local is not None:
             with os.scandir(local) as entries:
-                return sorted(entry.name for entry in entries if entry.is_file())
+                return sorted(entry.name for entry in entries if _is_file(entry))
         filesystem, remote = open_filesystem(folder)
         found = tried_again(lambda: list_folder(filesystem, remote))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(file_name(entry["name"]) for entry in found if entry["type"] == "file")
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False  # a link that leads in a circle
 
 
 def remove_file(path: str) -> None:
@@ -181,7 +199,7 @@ def remove_leftovers_of(path: str) -> None:
         return
     folder, name = os.path.split(local)
     for other in list_names(folder):
-        if other.startswith(f"{TEMP_PREFIX}{name[:MAX_KIN]}-"):
+        if other.startswith(f"{TEMP_PREFIX}{_kin_of(name)}"):
             remove_file(os.path.join(folder, other))
 
 
@@ -218,7 +236,7 @@ def open_sink(path: str) -> Iterator[BinaryIO]:
     local = local_path(path)
     if local is not None:
         os.makedirs(os.path.dirname(os.path.abspath(local)), exist_ok=True)
-        with _replacing(local, buffering=COPY_BYTES, kin=f"{os.path.basename(local)[:MAX_KIN]}-") as file:
+        with _replacing(local, buffering=COPY_BYTES, kin=_kin_of(local)) as file:
             yield file
         return
     filesystem, remote = open_filesystem(path)
@@ -344,6 +362,12 @@ def _replacing(path: str, buffering: int, kin: str = "") -> Iterator[BinaryIO]:
             yield file
         os.replace(temp, path)
         on_failure.pop_all()
+
+
+def _kin_of(path: str) -> str:
+    """What the temporary files of a sink have in common, and those of no other sink in its folder."""
+    name = os.path.basename(path).encode("utf-8", "surrogateescape")
+    return f"{hashlib.sha256(name).hexdigest()[:20]}-"
 
 
 def _temp_name(folder: str, kin: str = "") -> str:

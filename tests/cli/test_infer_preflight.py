@@ -333,3 +333,20 @@ def test_nothing_is_written_over_an_image_that_is_read(flag: str, trained: Train
     assert answer.code == 2
     assert f"{flag}: " in answer.stderr
     assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("inputs", ["images/*.png", "@list.txt", "images/good.png"])
+@pytest.mark.parametrize("target", ["images/good.png", "list.txt", "config.json"])
+def test_no_file_that_is_read_is_written_over(trained: Trained, tmp_path: Path, inputs: str, target: str) -> None:
+    (tmp_path / "images").mkdir()
+    shutil.copy(trained.parts.test_good[0], tmp_path / "images/good.png")
+    (tmp_path / "list.txt").write_text("images/good.png\n")
+    config = json.loads(Path(trained.infer_config).read_text())
+    config["model"]["checkpoint_path"] = str(Path(trained.infer_config).parent / "detector.npz")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = (tmp_path / target).read_bytes()
+    flags = ["--infer-config", "config.json", "--input", inputs, "--profile-json", target, "--save-jsonl", "r.jsonl"]
+    answer = command(*flags, cwd=tmp_path)
+    is_read = target != "list.txt" or inputs == "@list.txt"
+    assert answer.code == (2 if is_read else 0), answer.stderr
+    assert ((tmp_path / target).read_bytes() == before) == is_read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -214,14 +215,27 @@ class TestAnUnfinishedRun:
         assert done.rc == 3, done.stderr
         assert (place / "out/other.jsonl").read_bytes() == (whole / "out/records.jsonl").read_bytes()
 
-    @pytest.mark.parametrize("harm", ["cut", "empty", "other", "gone"])
+    @pytest.mark.parametrize("harm", ["cut", "empty", "other", "gone", "no newline", "spaces", "less", "odd error"])
     def test_does_a_damaged_chunk_again(self, place: Path, whole: Path, harm: str) -> None:
         victim = place / "run/parts/part-00000002.jsonl"
         content = victim.read_bytes()
         victim.unlink()
         if harm != "gone":
             other = (place / "run/parts/part-00000001.jsonl").read_bytes()
-            victim.write_bytes({"cut": content[:-40], "empty": b"", "other": other}[harm])
+            first, second = map(json.loads, content.splitlines())
+            less = {"index": first["index"], "input": first["input"]}
+            harmed = {
+                "cut": content[:-40],
+                "empty": b"",
+                "other": other,
+                "no newline": content[:-1],
+                "spaces": content[:-1] + b"  \n",
+                "less": b"".join(json.dumps(record).encode() + b"\n" for record in (less, second)),
+                "odd error": b"".join(
+                    json.dumps(record, sort_keys=True).encode() + b"\n" for record in ({**less, "error": "x"}, second)
+                ),
+            }
+            victim.write_bytes(harmed[harm])
         done = resume(place)
         assert done.rc == 3, done.stderr
         assert results(place) == results(whole)
@@ -322,6 +336,57 @@ class TestAFinishedRun:
         assert results(place) == results(whole)
 
 
+def test_a_store_keeps_no_rows_of_an_earlier_run_when_the_first_session_ended_before_it_was_made(
+    workplace: Workplace,
+) -> None:
+    place = workplace("rows")
+    one = [flag if flag != "@list.txt" else "set/test/good" for flag in RUN if flag not in ("--run-dir", "run")]
+    assert infer_command(*one, cwd=place).rc == 0
+    cut_off(place, "sync", 5)
+    plan = json.loads((place / "run/plan.json").read_text())
+    (place / "run/plan.json").write_text(json.dumps({**plan, "outputs_are_ready": False}))
+    for shard in (place / "run/parts").glob("part-*"):
+        shard.unlink()
+    expected = workplace("rows")
+    assert infer_command(*RUN, cwd=expected).rc == 3
+    assert resume(place).rc == 3
+    stores = [hashes_below(folder / "out/maps.zarr") for folder in (place, expected)]
+    assert stores[0] == stores[1]
+
+
+def test_a_run_that_is_refused_leaves_the_folder_of_the_one_at_work(workplace: Workplace) -> None:
+    place = workplace("held")
+    (place / "run").mkdir()
+    descriptor = os.open(place / "run", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        done = infer_command(*RUN, cwd=place)
+    finally:
+        os.close(descriptor)
+    assert done.rc == 2
+    assert "another run is at work in 'run'" in done.stderr
+    assert (place / "run").is_dir()
+
+
+@pytest.mark.parametrize("name", ["plan.json", "detector.npz", "infer_config.json", "run.json", "parts"])
+def test_a_run_folder_with_something_else_in_it_is_told_before_any_work(name: str, workplace: Workplace) -> None:
+    place = workplace("else")
+    (place / "run").mkdir()
+    (place / "run" / name).write_text("") if name == "parts" else (place / "run" / name).mkdir()
+    done = infer_command(*RUN, cwd=place)
+    assert done.rc == 2
+    assert f"{name!r} in 'run' is no" in done.stderr
+
+
+@pytest.mark.parametrize("run_dir", ["", "broken"])
+def test_a_run_folder_that_cannot_be_is_told(run_dir: str, workplace: Workplace) -> None:
+    place = workplace("broken")
+    (place / "broken").symlink_to("nowhere")
+    done = infer_command(*TRAINING, "--input", "@list.txt", "--run-dir", run_dir, cwd=place)
+    assert done.rc == 2
+    assert "--run-dir" in done.stderr
+
+
 def test_resume_needs_a_run_folder(workplace: Workplace) -> None:
     done = infer_command(*TRAINING, "--input", "@list.txt", "--resume", cwd=workplace("none"))
     assert done.rc == 2
@@ -354,7 +419,7 @@ def test_a_run_stops_at_too_many_errors_and_goes_on_with_more_patience(whole: Pa
     place = workplace("errors")
     done = infer_command(*RUN, "--max-errors", "3", "--scheduler", "sync", cwd=place)
     assert done.rc == 1
-    assert "3 inputs have an error record, and --max-errors is 3" in done.stderr
+    assert "stopped at --max-errors 3 (error records: 3)" in done.stderr
     assert "'set/torn/torn.png'" in done.stderr
     assert 0 < len(shards(place)) < N_CHUNKS
     done = resume(place, "--max-errors", "100")
@@ -417,6 +482,20 @@ def test_a_run_that_is_asked_to_end_says_where_to_go_on(workplace: Workplace) ->
 
 def settings_of(place: Path) -> dict[str, Any]:
     return dict(json.loads((place / "run/plan.json").read_text()))
+
+
+def test_a_profile_counts_what_this_session_has_done(workplace: Workplace) -> None:
+    place = workplace("profile")
+    cut_off(place, "sync", 5)
+    done = resume(place, "--profile-json", "profile.json", "--scheduler", "sync")
+    assert done.rc == 3, done.stderr
+    told = json.loads((place / "profile.json").read_text())
+    assert told["counts"]["inputs"] == 22 * N_LISTS
+    assert 0 < told["counts"]["processed"] <= 22 * N_LISTS - 10
+    (worker,) = told["workers"]["processes"]
+    assert 2 * worker["chunks"] == told["counts"]["processed"]
+    read = told["stages"]["read"]
+    assert read["per_image_ms"] == pytest.approx(1000 * read["seconds"] / told["counts"]["processed"])
 
 
 def test_the_plan_says_what_the_bytes_depend_on(whole: Path) -> None:

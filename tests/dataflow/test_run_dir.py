@@ -116,3 +116,16 @@ def test_a_folder_of_the_users_own_that_is_called_parts_stays(
     done = infer_command(*source, "--save-jsonl", "R/parts/records.jsonl", "--run-dir", "R", cwd=tmp_path)
     assert done.rc == 0, done.stderr
     assert {path.name for path in (tmp_path / "R/parts").iterdir()} == {"bolt.png", "records.jsonl"}
+
+
+def test_a_config_does_not_stay_beside_the_detector_of_another_run_that_failed(
+    first: Path, parts: InspectionSet, tmp_path: Path
+) -> None:
+    run_dir = Path(shutil.copytree(first / "R", tmp_path / "R"))
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    (tmp_path / "list.txt").write_text("torn.png\n")
+    train = ("--model", "vision_pixel_gaussian_map", "--train-dir", parts.train_good[0], "--run-dir", "R")
+    done = infer_command(*train, "--input", "@list.txt", "--max-errors", 1, "--save-jsonl", "r.jsonl", cwd=tmp_path)
+    assert done.rc == 1, done.stderr
+    assert (run_dir / "detector.npz").read_bytes() != (first / "R/detector.npz").read_bytes()
+    assert not (run_dir / "infer_config.json").exists()

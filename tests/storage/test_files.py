@@ -214,17 +214,20 @@ def test_what_killed_writers_leave_is_removed_and_nothing_else(tmp_path: Path) -
         "    sink.flush()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    for name in ("records.jsonl", "others.jsonl"):
+    for name in ("records.jsonl", "records.jsonl-2"):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
     (tmp_path / "kept.png").write_bytes(b"whole")
     assert len(list(tmp_path.iterdir())) == 3
 
     remove_leftovers_of(str(tmp_path / "records.jsonl"))
-    left = {path.name for path in tmp_path.iterdir()}
-    assert len(left) == 2
-    assert not any("records.jsonl" in name for name in left)
-    remove_leftovers(str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_leftovers_of(str(tmp_path / "records.jsonl-2"))
     assert [path.name for path in tmp_path.iterdir()] == ["kept.png"]
+    (tmp_path / ".tmp-123-0123456789abcdef").write_bytes(b"half")
+    (tmp_path / ".tmp-mine").write_bytes(b"whole")
+    (tmp_path / "loop").symlink_to("loop")
+    remove_leftovers(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.png", ".tmp-mine", "loop"}
     remove_leftovers(str(tmp_path / "not there"))
 
 
