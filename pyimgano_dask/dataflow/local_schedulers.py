@@ -126,7 +126,8 @@ class _Processes(_Crew):
     """A pool of spawned processes, replaced as a whole when one of them dies."""
 
     def __init__(self, common: Any, workers: int, threads_per_task: int) -> None:
-        super().__init__(_ByInitializer(threads_per_task), {"scheduler": "processes"})
+        # One task at a time to a process: Dask's six would keep others idle, and results from streaming.
+        super().__init__(_ByInitializer(threads_per_task), {"scheduler": "processes", "chunksize": 1})
         self._common = common
         self._workers = workers
         self._pool = self._start(workers)

@@ -192,6 +192,7 @@ class RunFolder:
 
     def _make_ready(self) -> None:
         if self.run_dir is not None and not self.is_resumed:
+            make_folder(self.run_dir)
             remove_file(join(self.run_dir, MANIFEST_NAME))
             self._remove_parts()
             self._write()

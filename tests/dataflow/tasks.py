@@ -88,6 +88,13 @@ def as_it_is(begun: int) -> int:
     return begun
 
 
+def wait_for_two_processes(chunk: Chunk, folder: str) -> int:
+    """Ends once two processes have begun a chunk."""
+    (Path(folder) / str(os.getpid())).touch()
+    wait_until(lambda: len(list(Path(folder).iterdir())) > 1, "another process has begun")
+    return os.getpid()
+
+
 def end_the_run_at_three(chunk: Chunk, common: None) -> int:
     """Raises for chunk 3 what is not the fault of a chunk."""
     if chunk.index == 3:

@@ -57,8 +57,9 @@ def whole(workplace: Workplace) -> Path:
 
 
 def results(place: Path) -> dict[str, str]:
-    """Hashes of what the run leaves, without what a killed zarr writer may: it is never read."""
-    return {path: found for path, found in hashes_below(place / "out").items() if not path.endswith(".partial")}
+    """Hashes of what the run leaves, without the half files of killed workers: nothing reads them."""
+    found = hashes_below(place / "out")
+    return {path: found[path] for path in found if not path.endswith(".partial") and "/.tmp-" not in path}
 
 
 def shards(place: Path) -> dict[str, int]:

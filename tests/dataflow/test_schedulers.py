@@ -69,6 +69,13 @@ def test_one_worker_takes_chunks_in_their_order(count: int) -> None:
     assert seen == [f"c{index} " for index in range(count)]
 
 
+def test_two_chunks_are_enough_for_two_processes(tmp_path: Path) -> None:
+    seen: set[int] = set()
+    with opened("processes", 2) as scheduler:
+        scheduler.run(tasks.wait_for_two_processes, tasks.chunks(2), str(tmp_path), seen.add, none_is_lost)
+    assert len(seen) == 2
+
+
 @pytest.mark.parametrize("count", [1, 200])
 def test_a_reduction_joins_in_the_order_of_the_chunks(scheduler: Scheduler, count: int) -> None:
     joined = scheduler.reduce(tasks.name_of, tasks.concatenate, tasks.chunks(count), "c")
