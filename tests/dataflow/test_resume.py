@@ -343,6 +343,7 @@ def test_a_store_keeps_no_rows_of_an_earlier_run_when_the_first_session_ended_be
     place = workplace("rows")
     one = [flag if flag != "@list.txt" else "set/test/good" for flag in RUN if flag not in ("--run-dir", "run")]
     assert infer_command(*one, cwd=place).rc == 0
+    (place / "out/records.jsonl").unlink()
     cut_off(place, "sync", 5)
     plan = json.loads((place / "run/plan.json").read_text())
     (place / "run/plan.json").write_text(json.dumps({**plan, "outputs_are_ready": False}))
