@@ -13,7 +13,9 @@ from pyimgano_dask.dataflow.detector_advice import chosen_arguments
 from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
-from pyimgano_dask.detectors.checkpoint import decode_detector
+from pyimgano_dask.detectors.checkpoint import decode_detector, is_checkpoint
+from pyimgano_dask.detectors.extras import require
+from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.registry import find_detector_type
 from pyimgano_dask.detectors.tiling import tiled
 from pyimgano_dask.errors import ConfigError
@@ -22,7 +24,7 @@ from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
-from pyimgano_dask.storage.files import check_writable, kind_at, local_path, read_file, resolve
+from pyimgano_dask.storage.files import check_writable, kind_at, local_path, resolve
 from pyimgano_dask.transfers import ONCE, canonical
 from pyimgano_dask.urls import is_url, join
 
@@ -85,10 +87,7 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
     if not detector.is_fitted and training is None:
-        raise ConfigError(
-            f"{detector.name} must be fitted before it can score: give normal images with --train-dir DIR, "
-            "or a saved state with --checkpoint-path FILE"
-        )
+        raise ConfigError(_what_it_lacks(detector))
     sources += [
         InputFolder(flag, path)
         for flag, path in (
@@ -157,20 +156,33 @@ def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
     if model.name is None:
         raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
     detector_type = find_detector_type(model.name)
+    if detector_type.extra is not None:
+        require(detector_type.extra, detector_type.name)
     kwargs = {**model.model_kwargs, **chosen_arguments(model, detector_type)}
+    files = ModelFiles(base_dir, model.trust_model_file, settings.checkpoint.sha256)
     if model.checkpoint_path is None:
-        return detector_type.create(**kwargs)
-    try:
-        data = read_file(resolve(model.checkpoint_path, base_dir), pauses_s=ONCE)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"--checkpoint-path: {model.checkpoint_path!r} cannot be read: {error}") from None
+        return detector_type.create(**kwargs).opened(files)
+    data = files.read(model.checkpoint_path, "--checkpoint-path")
+    if detector_type.model_file is not None and not is_checkpoint(data):
+        return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, files)
     detector = decode_detector(data, model.checkpoint_path)
-    if detector.name != model.name:
+    if detector.name != detector_type.name:
         raise ConfigError(
             f"--checkpoint-path: {model.checkpoint_path!r} holds a {detector.name}, but --model is {model.name}"
         )
+    if detector.runs_code:
+        files.check_trust(data, model.checkpoint_path, "--checkpoint-path", "a detector around a model with code")
     arguments = {**detector.arguments.model_dump(), **kwargs}
     return detector_type.create(**arguments).with_state(detector.state())
+
+
+def _what_it_lacks(detector: Detector[Any]) -> str:
+    if detector.model_file is not None:
+        return f"{detector.name} runs a model file: give it ({detector.model_file}) with --checkpoint-path FILE"
+    return (
+        f"{detector.name} must be fitted before it can score: give normal images with --train-dir DIR, "
+        "or a saved state with --checkpoint-path FILE"
+    )
 
 
 def _pixel_threshold_source(resolved: Resolved) -> PixelThresholdSource:

@@ -242,7 +242,10 @@ def _plain(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any], thresholds: Thresholds) -> None:
     """Leave an infer config beside the fitted detector: the next run needs no training images."""
-    model = {**settings.model.model_dump(mode="json", exclude_none=True), "name": detector.name}
+    model = {
+        **settings.model.model_dump(mode="json", exclude_none=True, exclude={"trust_model_file"}),
+        "name": detector.name,
+    }
     config = {
         "schema_version": settings.schema_version,
         "model": {
@@ -250,6 +253,7 @@ def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any],
             "model_kwargs": detector.arguments.model_dump(mode="json"),
             "checkpoint_path": DETECTOR_NAME,
         },
+        "checkpoint": {"path": DETECTOR_NAME, "sha256": _sha256(encode_detector(detector))},
         "adaptation": {"save_maps": settings.wants_maps, **_tiling(settings.adaptation.tiling)},
         **stored_settings(settings, thresholds),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from pydantic import ValidationError
 
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import Block
+
+if TYPE_CHECKING:
+    from pyimgano_dask.detectors.model_files import ModelFiles
 
 Color = Literal["gray", "rgb"]
 State = Mapping[str, NDArray[Any]]
@@ -51,6 +54,10 @@ class Detector(ABC, Generic[Arguments]):
     """Whether each image is compared with a defect-free image of its own (`--reference-dir`)."""
     is_position_bound: ClassVar[bool] = False
     """Whether it learns what is normal at each place of a whole image, so that it can say little of a part of one."""
+    extra: ClassVar[str | None] = None
+    """The optional dependencies it needs, as `pip install pyimgano-dask[EXTRA]` names them."""
+    model_file: ClassVar[str | None] = None
+    """The kind of file that `--checkpoint-path` names for a detector that runs other programs' models (`.onnx`)."""
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments: Arguments = arguments
@@ -75,6 +82,22 @@ class Detector(ABC, Generic[Arguments]):
     def is_fitted(self) -> bool:
         """Whether `predict` can be called."""
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether its state holds code of a model file that would run, so that a checkpoint needs trust."""
+        return False
+
+    def opened(self, files: ModelFiles) -> Self:
+        """A copy that holds what the files named by its arguments say, such as weights; raises ConfigError.
+
+        Called once, before fitting, where the files are; the copy carries what it read, also into its `state`.
+        """
+        return self
+
+    def with_model_file(self, path: str, files: ModelFiles) -> Self:
+        """A copy that runs the model in this file, where the detector has a `model_file`; raises ConfigError."""
+        raise ConfigError(f"{self.name} runs no model files; give a saved state (.npz) with --checkpoint-path")
+
     @abstractmethod
     def select_training(self, n_images: int) -> Sequence[int]:
         """Indices, ascending, of the training images to fit on."""
@@ -86,7 +109,10 @@ class Detector(ABC, Generic[Arguments]):
     @classmethod
     @abstractmethod
     def merge(cls, states: Sequence[State]) -> State:
-        """Join summaries that stand in the order of their images. Grouping must not change the result."""
+        """Join summaries that stand in the order of their images.
+
+        Where grouping can change the result, the detector's documentation says how much; a run groups by chunks alone.
+        """
 
     @abstractmethod
     def finalize(self, state: State) -> Self:

@@ -31,8 +31,16 @@ def encode_detector(detector: Detector[Any]) -> bytes:
     encoded = np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {HEADER: encoded, **detector.state()}
-    np.savez_compressed(buffer, **arrays)
+    np.savez(buffer, **arrays)  # weights and statistics hardly compress
     return buffer.getvalue()
+
+
+def is_checkpoint(data: bytes) -> bool:
+    """Whether these are the bytes of a checkpoint, and not those of another program's model file."""
+    try:
+        return HEADER + ".npy" in zipfile.ZipFile(io.BytesIO(data)).namelist()
+    except _DAMAGE:
+        return False
 
 
 def decode_detector(data: bytes, source: str) -> Detector[Any]:

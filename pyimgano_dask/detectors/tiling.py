@@ -174,6 +174,14 @@ class TiledDetector(Detector[Any]):
         return self.inner.is_position_bound
 
     @property
+    def model_file(self) -> str | None:  # type: ignore[override]
+        return self.inner.model_file
+
+    @property
+    def runs_code(self) -> bool:
+        return self.inner.runs_code
+
+    @property
     def color(self) -> Color:
         return self.inner.color
 

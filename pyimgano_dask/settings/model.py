@@ -43,7 +43,16 @@ class ModelSettings(Block):
         metavar="JSON",
     )
     checkpoint_path: str | None = knob(
-        None, "Saved state of a fitted detector (.npz).", flag="--checkpoint-path", metavar="FILE"
+        None,
+        "Saved state of a fitted detector (.npz), or the model file of a detector that runs one (.onnx, .pt, .pt2).",
+        flag="--checkpoint-path",
+        metavar="FILE",
+    )
+    trust_model_file: bool = knob(
+        False,
+        "Load model files whose format can run code of their maker (TorchScript, torch.export). Not needed for a file "
+        "whose checkpoint.sha256 stands in the config.",
+        flag="--trust-model-file",
     )
 
 

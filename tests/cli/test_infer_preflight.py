@@ -342,7 +342,7 @@ def test_no_file_that_is_read_is_written_over(trained: Trained, tmp_path: Path, 
     shutil.copy(trained.parts.test_good[0], tmp_path / "images/good.png")
     (tmp_path / "list.txt").write_text("images/good.png\n")
     config = json.loads(Path(trained.infer_config).read_text())
-    config["model"]["checkpoint_path"] = str(Path(trained.infer_config).parent / "detector.npz")
+    config["checkpoint"]["path"] = str(Path(trained.infer_config).parent / "detector.npz")
     (tmp_path / "config.json").write_text(json.dumps(config))
     before = (tmp_path / target).read_bytes()
     flags = ["--infer-config", "config.json", "--input", inputs, "--profile-json", target, "--save-jsonl", "r.jsonl"]

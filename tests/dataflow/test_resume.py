@@ -62,9 +62,10 @@ def results(place: Path) -> dict[str, str]:
     return {path: found[path] for path in found if not path.endswith(".partial") and "/.tmp-" not in path}
 
 
-def shards(place: Path) -> dict[str, int]:
-    """Which shards are there, each with its inode: one that is written again has another."""
-    return {path.name: path.stat().st_ino for path in (place / "run/parts").glob("part-*.jsonl")}
+def shards(place: Path) -> dict[str, tuple[int, int]]:
+    """Which shards are there, each with its inode and time of writing: one that is written again has others."""
+    stats = {path.name: path.stat() for path in (place / "run/parts").glob("part-*.jsonl")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ DETECTORS_ONLY = {
     "--amp",
     "--tile-size",
     "--tile-stride",
+    "--trust-model-file",
     "--tile-score-reduce",
     "--tile-score-topk",
     "--tile-map-reduce",

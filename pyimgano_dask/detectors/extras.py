@@ -1,0 +1,27 @@
+"""Libraries that only some detectors need."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from pyimgano_dask.errors import ConfigError
+
+# The module that an extra is there for.
+EXTRAS: Mapping[str, str] = {"torch": "torch", "onnx": "onnxruntime", "pyimgano": "pyimgano", "sklearn": "sklearn"}
+
+
+def require(extra: str, needed_by: str) -> Any:
+    """The module of an extra; raises ConfigError that says how to install it.
+
+    Detectors import what they need when they are used, so that listing them loads none of it.
+    """
+    module = EXTRAS[extra]
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"{needed_by} needs {module}, which cannot be loaded here ({error}); "
+            f"install it with: pip install 'pyimgano-dask[{extra}]'"
+        ) from None
