@@ -173,7 +173,10 @@ def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
     if detector.runs_code:
         files.check_trust(data, model.checkpoint_path, "--checkpoint-path", "a detector around a model with code")
     arguments = {**detector.arguments.model_dump(), **kwargs}
-    return detector_type.create(**arguments).with_state(detector.state())
+    fitted = detector_type.create(**arguments).with_state(detector.state())
+    with _named("--checkpoint-path"):
+        fitted.check()
+    return fitted
 
 
 def _what_it_lacks(detector: Detector[Any]) -> str:

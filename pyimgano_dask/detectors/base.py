@@ -98,6 +98,12 @@ class Detector(ABC, Generic[Arguments]):
         """A copy that runs the model in this file, where the detector has a `model_file`; raises ConfigError."""
         raise ConfigError(f"{self.name} runs no model files; give a saved state (.npz) with --checkpoint-path")
 
+    def check(self) -> None:
+        """Raise ConfigError when the model file it holds cannot run as its arguments say.
+
+        Called where a run begins, once the file is trusted. The others have nothing to check.
+        """
+
     @abstractmethod
     def select_training(self, n_images: int) -> Sequence[int]:
         """Indices, ascending, of the training images to fit on."""

@@ -12,7 +12,14 @@ from pyimgano_dask.detectors.base import Color, Detector
 from pyimgano_dask.settings.knob import Block, knob
 
 
-class DifferenceArguments(Block):
+class MapScoreArguments(Block):
+    """How a map becomes a score."""
+
+    reduction: Literal["max", "mean", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
+    topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
+
+
+class DifferenceArguments(MapScoreArguments):
     """Arguments of every detector whose map is a difference of images."""
 
     contamination: float = knob(0.01, "Expected share of anomalies among the normal images.", gt=0, le=0.5)
@@ -20,8 +27,6 @@ class DifferenceArguments(Block):
     channel_reduce: Literal["max", "mean", "l2"] = knob(
         "max", "How the three channels become one value: max, mean, or root mean square (l2)."
     )
-    reduction: Literal["max", "mean", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
-    topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
 
 
 DifferenceArgs = TypeVar("DifferenceArgs", bound=DifferenceArguments)
@@ -39,7 +44,7 @@ class DifferenceDetector(Detector[DifferenceArgs], Generic[DifferenceArgs]):
         return self.arguments.contamination
 
 
-def score_of(anomaly_map: NDArray[np.float32], arguments: DifferenceArguments) -> float:
+def score_of(anomaly_map: NDArray[np.float32], arguments: MapScoreArguments) -> float:
     """The score of a map (H, W)."""
     if arguments.reduction == "max":
         return float(anomaly_map.max())
