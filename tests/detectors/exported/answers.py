@@ -12,7 +12,9 @@ from pyimgano_dask.detectors.base import Detector, Image, Prediction
 from pyimgano_dask.detectors.exported.inputs import resize_bilinear
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.registry import find_detector_type
-from tests.detectors.exported.onnx_models import WEIGHTS
+
+WEIGHTS = np.array([0.5, 0.3, 0.2], np.float32)
+"""Of the three channels, in the order in which the model takes them."""
 
 TRUSTING = ModelFiles(trusts_code=True)
 

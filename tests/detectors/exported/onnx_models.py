@@ -11,8 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-WEIGHTS = np.array([0.5, 0.3, 0.2], np.float32)
-"""Of the three channels, in the order in which the model takes them."""
+from tests.detectors.exported.answers import WEIGHTS
 
 FULL = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 RAW = ("pred_score", "anomaly_map")

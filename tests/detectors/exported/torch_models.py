@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.detectors.exported.onnx_models import WEIGHTS
+from tests.detectors.exported.answers import WEIGHTS
 
 
 class Brightness(torch.nn.Module):
@@ -26,8 +26,17 @@ class NamedBrightness(Brightness):
     """The map and the score by name, and a second map that is a mask in float."""
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        score, _, anomaly_map, mask = super().forward(images)
-        return {"pred_mask": mask.float(), "anomaly_map": anomaly_map[:, 0], "pred_score": score[:, None]}
+        anomaly_map = (images * self.weights).sum(1)
+        score = anomaly_map.amax((1, 2))[:, None]
+        return {"pred_mask": (anomaly_map > 0.5).float(), "anomaly_map": anomaly_map, "pred_score": score}
+
+
+class NotANumber(torch.nn.Module):
+    """Gives NaN for a black image."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        anomaly_map = images.mean(1) / images.amax((1, 2, 3)).reshape(-1, 1, 1)
+        return anomaly_map.amax((1, 2)), anomaly_map
 
 
 class TwoInputs(torch.nn.Module):
@@ -41,7 +50,7 @@ class FixedSize(torch.nn.Module):
     """Takes images of 8 x 8 only."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.reshape(-1, 3, 8, 8).mean(1)[: images.shape[0]]
+        return images.reshape(images.shape[0], 3, 8, 8).mean(1)
 
 
 def save_script(path: Path, module: torch.nn.Module | None = None) -> Path:
