@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,19 @@ from pyimgano_dask.detectors.base import Color, Detector
 from pyimgano_dask.settings.knob import Block, knob
 
 
-class MapScoreArguments(Block):
-    """How a map becomes a score."""
+class MapScoring(Protocol):
+    """Arguments that say how a map becomes a score."""
 
-    reduction: Literal["max", "mean", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
-    topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
+    @property
+    def reduction(self) -> Literal["max", "mean", "topk_mean"]:
+        """Which values of the map count."""
+
+    @property
+    def topk(self) -> float:
+        """Share of the largest values that topk_mean averages."""
 
 
-class DifferenceArguments(MapScoreArguments):
+class DifferenceArguments(Block):
     """Arguments of every detector whose map is a difference of images."""
 
     contamination: float = knob(0.01, "Expected share of anomalies among the normal images.", gt=0, le=0.5)
@@ -27,6 +32,8 @@ class DifferenceArguments(MapScoreArguments):
     channel_reduce: Literal["max", "mean", "l2"] = knob(
         "max", "How the three channels become one value: max, mean, or root mean square (l2)."
     )
+    reduction: Literal["max", "mean", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
+    topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
 
 
 DifferenceArgs = TypeVar("DifferenceArgs", bound=DifferenceArguments)
@@ -44,7 +51,7 @@ class DifferenceDetector(Detector[DifferenceArgs], Generic[DifferenceArgs]):
         return self.arguments.contamination
 
 
-def score_of(anomaly_map: NDArray[np.float32], arguments: MapScoreArguments) -> float:
+def score_of(anomaly_map: NDArray[np.float32], arguments: MapScoring) -> float:
     """The score of a map (H, W)."""
     if arguments.reduction == "max":
         return float(anomaly_map.max())

@@ -37,6 +37,7 @@ Floats = NDArray[np.float32]
 
 REDUCES: tuple[MapReduce, ...] = get_args(MapReduce)
 every_reduce = pytest.mark.parametrize("reduce", REDUCES)
+NAMES = tuple(name for name, detector_type in detector_types().items() if detector_type.model_file is None)
 SIZES_HW = ((24, 31), (16, 16), (40, 18), (1, 1), (7, 50), (33, 33))
 WHOLE = {"tolerance_px": 0, "registration": "none", "gain_grid": 0}
 
@@ -211,7 +212,7 @@ def references_of(detector: Detector[Any], images: Sequence[Image]) -> list[Imag
     return draw_images(1, detector.color, sizes_hw) if detector.needs_reference else []
 
 
-@pytest.mark.parametrize("name", detector_types())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("color", ["gray", "rgb"])
 @every_reduce
 def test_images_of_mixed_sizes_at_once_are_the_images_one_by_one(name: str, color: str, reduce: MapReduce) -> None:
@@ -229,7 +230,7 @@ def test_images_of_mixed_sizes_at_once_are_the_images_one_by_one(name: str, colo
         assert alone.maps[0].tobytes() == together.maps[number].tobytes()
 
 
-@pytest.mark.parametrize("name", detector_types())
+@pytest.mark.parametrize("name", NAMES)
 def test_fitting_and_the_checkpoint_are_those_of_the_detector_inside(name: str) -> None:
     inner = make(name, "gray")
     images = draw_images(1, "gray")

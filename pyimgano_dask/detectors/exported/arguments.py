@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pyimgano_dask.detectors.differences import MapScoreArguments
-from pyimgano_dask.settings.knob import knob
+from pyimgano_dask.settings.knob import Block, knob
 
 Layout = Literal["NCHW", "NHWC"]
 OutputName = int | str | None
@@ -13,7 +12,7 @@ OutputName = int | str | None
 _ONE_OUTPUT = "by its name or its position from 0 (default: found by its name, else by its shape and type)."
 
 
-class ExportedModelArguments(MapScoreArguments):
+class ExportedModelArguments(Block):
     """Arguments of every detector that runs an exported model. None: as the file says."""
 
     device: str | None = knob(
@@ -59,6 +58,7 @@ class ExportedModelArguments(MapScoreArguments):
     reduction: Literal["max", "mean", "topk_mean"] = knob(
         "max", "How the map becomes the score of a model that gives none."
     )
+    topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
 
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""
