@@ -20,7 +20,7 @@ from pyimgano_dask.detectors.differences import score_of
 from pyimgano_dask.detectors.exported.arguments import ExportedModelArguments
 from pyimgano_dask.detectors.exported.inputs import InputPlan
 from pyimgano_dask.detectors.exported.outputs import Answer, pick
-from pyimgano_dask.detectors.exported.runner import Runner, in_words
+from pyimgano_dask.detectors.exported.runner import DeviceMissingError, Runner, in_words
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.errors import ConfigError, InputError
 
@@ -74,18 +74,17 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
 
     @classmethod
     @abstractmethod
-    def _has_cuda(cls) -> bool:
-        """Whether the library finds a CUDA device in this process."""
-
-    @classmethod
-    @abstractmethod
     def _pool_threads(cls) -> int:
         """Threads of the pool that a model is loaded with, 0 where it takes those of the thread that calls it."""
 
     @classmethod
     @abstractmethod
     def _load(cls, state: State, device: str, threads: int) -> Runner:
-        """The model, ready to run on a device. Raises ConfigError for an unfit one, or what its library raises."""
+        """The model, ready to run on a device.
+
+        Raises DeviceMissingError where there is no such device, ConfigError for an unfit model, or what its library
+        raises.
+        """
 
     @property
     def color(self) -> Color:
@@ -126,10 +125,12 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
     def check(self) -> None:
         """Load the model and run it once on grey images; raises ConfigError when it does not do as declared.
 
-        Where this process has no CUDA device, a model for CUDA is tried on the CPU, since its workers may have one.
+        Where this process lacks its device, it is tried on the CPU, since workers may have it.
         """
-        is_here = self.arguments.device in ("cpu", None) or self._has_cuda()
-        model = self._loaded() if is_here else self._load_now("cpu", self._pool_threads())
+        try:
+            model = self._loaded()
+        except DeviceMissingError:
+            model = self._load_now("cpu", self._pool_threads())
         plan = model.plan
         grey = np.full((plan.height, plan.width) + (() if plan.color == "gray" else (3,)), TRIAL_LEVEL, np.uint8)
         try:
@@ -146,7 +147,15 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
         The model gets always as many images as it takes at a time; the last one fills the batch. Raises InputError
         when the model fails or gives a map that is not finite.
         """
-        model = self._loaded()
+        try:
+            model = self._loaded()
+        except DeviceMissingError as error:
+            raise InputError(
+                "infer",
+                "DeviceError",
+                f"the device is {self.arguments.device}, which is not there where this chunk runs ({error}); use workers "
+                "with a GPU, or --device cpu",
+            ) from None
         size = model.plan.batch_size
         scores: list[float] = []
         maps: list[NDArray[np.float32]] = []
@@ -198,28 +207,14 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
             return anomaly_map, score_of(anomaly_map, self.arguments)
         return anomaly_map, float(answer.scores[number])
 
-    def _device(self) -> str:
-        """Where to run in this process; raises InputError when it is not there."""
-        wanted, has_cuda = self.arguments.device, self._has_cuda()
-        if wanted is None:
-            return "cuda" if has_cuda else "cpu"
-        if wanted != "cpu" and not has_cuda:
-            raise InputError(
-                "infer",
-                "DeviceError",
-                f"the device is {wanted}, but there is no CUDA device that {self.name} can use where this chunk runs; "
-                "use workers with a GPU, or --device cpu",
-            )
-        return wanted
-
     def _loaded(self) -> LoadedModel:
-        """The model of this process, loaded when it is first needed."""
+        """The model of this process, loaded when it is first needed. Raises DeviceMissingError for a declared device."""
         threads = self._pool_threads()
         model = self._model
         if model is None or model.threads != threads:
             key = self._key(threads)
             with _loading:
-                model = _loaded.get(key) or self._load_now(self._device(), threads)
+                model = _loaded.get(key) or self._load_here(threads)
                 _loaded[key] = self._model = model
         return model
 
@@ -230,11 +225,20 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
             digest.update(np.ascontiguousarray(array).data)
         return self.name, digest.hexdigest(), self.arguments.model_dump_json(), threads
 
+    def _load_here(self, threads: int) -> LoadedModel:
+        """The model on its device; where none is declared, on CUDA if that is there."""
+        if self.arguments.device is not None:
+            return self._load_now(self.arguments.device, threads)
+        try:
+            return self._load_now("cuda", threads)
+        except DeviceMissingError:
+            return self._load_now("cpu", threads)
+
     def _load_now(self, device: str, threads: int) -> LoadedModel:
         state = self.state()
         try:
             runner = self._load(state, device, threads)
-        except ConfigError:
+        except (ConfigError, DeviceMissingError):
             raise
         except Exception as error:
             raise ConfigError(f"it cannot be loaded as {self.format}: {in_words(error)}") from error

@@ -15,7 +15,7 @@ from pyimgano_dask.detectors.exported.external_data import DamagedProtobufError,
 from pyimgano_dask.detectors.exported.formats import ONNX, check_format
 from pyimgano_dask.detectors.exported.inputs import ModelInput
 from pyimgano_dask.detectors.exported.outputs import Output
-from pyimgano_dask.detectors.exported.runner import Runner
+from pyimgano_dask.detectors.exported.runner import DeviceMissingError, Runner, in_words
 from pyimgano_dask.detectors.extras import require
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.registry import register
@@ -30,6 +30,7 @@ _DTYPES: Mapping[str, str] = {
     "tensor(float16)": "float16",
     "tensor(uint8)": "uint8",
 }
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _FATAL = 4  # what goes wrong is raised, so onnxruntime need not log it too
 
 
@@ -75,10 +76,6 @@ class VisionOnnx(ExportedModelDetector):
             _check_size(len(state[EXTERNAL + location]), size, location, f"{cls.name}: the state")
 
     @classmethod
-    def _has_cuda(cls) -> bool:
-        return "CUDAExecutionProvider" in require("onnx", cls.name).get_available_providers()
-
-    @classmethod
     def _pool_threads(cls) -> int:
         return cv2.getNumThreads()
 
@@ -101,7 +98,7 @@ class OnnxRunner(Runner):
             options.add_external_initializers_from_files_in_memory(
                 list(external), list(external.values()), [len(array) for array in external.values()]
             )
-        self._session = onnxruntime.InferenceSession(state[MODEL].tobytes(), options, providers=_providers(device))
+        self._session = _session(onnxruntime, state[MODEL].tobytes(), options, device)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(repr(item.name) for item in inputs)
@@ -123,12 +120,26 @@ class OnnxRunner(Runner):
         return [Output(name, np.asarray(values)) for name, values in zip(self._names, answer, strict=True)]
 
 
-def _providers(device: str) -> list[Any]:
+def _session(onnxruntime: Any, model: bytes, options: Any, device: str) -> Any:
+    """A session on a device; raises DeviceMissingError where onnxruntime has no such one."""
+
+    def session(*providers: Any) -> Any:
+        return onnxruntime.InferenceSession(model, options, providers=list(providers), enable_fallback=0)
+
     if device == "cpu":
-        return ["CPUExecutionProvider"]
+        return session(CPU)
+    if CUDA not in onnxruntime.get_available_providers():
+        raise DeviceMissingError("this onnxruntime is built without CUDA; onnxruntime-gpu has it")
     number = int(device.partition(":")[2] or 0)
-    cuda = {"device_id": number, "cudnn_conv_algo_search": "DEFAULT"}  # no timing of algorithms: the same one each time
-    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+    # Algorithms are not timed and chosen by their speed, so that each run takes the same one.
+    on_cuda = CUDA, {"device_id": number, "cudnn_conv_algo_search": "DEFAULT"}
+    try:
+        found = session(on_cuda, CPU)
+    except Exception as error:
+        raise DeviceMissingError(in_words(error)) from error
+    if CUDA not in found.get_providers():
+        raise DeviceMissingError("onnxruntime cannot use CUDA here")
+    return found
 
 
 def _beside(path: str, location: str) -> str:

@@ -14,6 +14,10 @@ from pyimgano_dask.detectors.exported.outputs import Output
 LONGEST_WORDS = 300
 
 
+class DeviceMissingError(Exception):
+    """The library finds no such device in this process."""
+
+
 class Runner(ABC):
     """One loaded model. Threads share it."""
 

@@ -10,7 +10,6 @@ from pyimgano_dask.detectors.base import State
 from pyimgano_dask.detectors.exported.detector import MODEL, NAMED_BY, ExportedModelDetector
 from pyimgano_dask.detectors.exported.formats import TORCH_EXPORT, TORCHSCRIPT, check_format
 from pyimgano_dask.detectors.exported.runner import Runner
-from pyimgano_dask.detectors.extras import require
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.registry import register
 from pyimgano_dask.errors import ConfigError
@@ -37,10 +36,6 @@ class TorchModelDetector(ExportedModelDetector):
         if len(state) != 1:
             raise ConfigError(f"{cls.name}: the state must hold the model and nothing else, got {', '.join(state)}")
         check_format(state[MODEL].tobytes(), cls.format, f"{cls.name}: the model in the state")
-
-    @classmethod
-    def _has_cuda(cls) -> bool:
-        return bool(require("torch", cls.name).cuda.is_available())
 
     @classmethod
     def _pool_threads(cls) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,26 @@ from torch.jit._fuser import optimized_execution
 
 from pyimgano_dask.detectors.exported.inputs import ModelInput
 from pyimgano_dask.detectors.exported.outputs import Output
-from pyimgano_dask.detectors.exported.runner import Runner
+from pyimgano_dask.detectors.exported.runner import DeviceMissingError, Runner
 from pyimgano_dask.errors import ConfigError
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name; raises DeviceMissingError where there is none."""
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceMissingError(f"torch finds {count} CUDA devices")
+    return device
 
 
 class TorchScriptRunner(Runner):
     """A TorchScript module. Its file says nothing of the size or the batch of its input."""
 
     def __init__(self, data: bytes, device: str) -> None:
-        module = torch.jit.load(io.BytesIO(data), map_location=device)  # type: ignore[no-untyped-call]
+        self._device = _device(device)
+        module = torch.jit.load(io.BytesIO(data), map_location=self._device)  # type: ignore[no-untyped-call]
         self._module = module.eval()
-        self._device = torch.device(device)
         taken = [item for item in module.forward.schema.arguments[1:] if not item.has_default_value()]
         if len(taken) != 1 or not isinstance(taken[0].type, torch.TensorType):
             found = ", ".join(f"{item.name}: {item.type}" for item in taken)
@@ -47,7 +58,9 @@ class TorchExportRunner(Runner):
     """A program of torch.export."""
 
     def __init__(self, data: bytes, device: str) -> None:
-        program = torch.export.load(io.BytesIO(data))
+        self._device = _device(device)
+        with _silent("torch.export"):
+            program = torch.export.load(io.BytesIO(data))
         user_inputs = [item.arg for item in program.graph_signature.input_specs if item.kind is InputKind.USER_INPUT]
         values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
         tensors = [value for item in user_inputs if isinstance(value := values.get(item.name), torch.Tensor)]
@@ -61,7 +74,6 @@ class TorchExportRunner(Runner):
             tuple(size if isinstance(size, int) else None for size in images.shape),
             str(images.dtype).removeprefix("torch."),
         )
-        self._device = torch.device(device)
         if images.device != self._device:
             program = move_to_device_pass(program, self._device)
         self._module = program.module()
@@ -73,6 +85,20 @@ class TorchExportRunner(Runner):
     def run(self, batch: NDArray[np.generic]) -> Sequence[Output]:
         with torch.inference_mode():
             return list(_outputs(self._module(torch.from_numpy(batch).to(self._device))))
+
+
+@contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    """Drop what this logger says in the block: torch logs the traceback of a fault that it raises, too."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logging.getLogger(logger).addFilter(drop)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(drop)
 
 
 def _outputs(answer: Any) -> Iterator[Output]:

@@ -18,7 +18,7 @@ import torch
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.errors import ConfigError, InputError
-from tests.detectors.exported.answers import assert_is_brightness, assert_same, opened
+from tests.detectors.exported.answers import WEIGHTS, assert_is_brightness, assert_same, opened
 from tests.detectors.exported.torch_models import (
     Brightness,
     FixedSize,
@@ -90,6 +90,14 @@ class TestForms:
         with pytest.raises(InputError, match="320 of 320 values of the model's anomaly map are NaN or infinite"):
             detector.predict([IMAGES[0], black])
         assert np.isfinite(detector.predict(IMAGES[:1]).maps[0]).all()
+
+    @both
+    def test_a_device_that_is_not_there_is_said_where_it_runs(self, name: str, files: dict[str, Path]) -> None:
+        detector = opened(name, files[name], device="cuda:99", **arguments_for(name))
+        with pytest.raises(
+            InputError, match=r"the device is cuda:99, which is not there.*torch finds \d+ CUDA devices"
+        ):
+            detector.predict(IMAGES)
 
 
 class TestTravelling:
@@ -172,6 +180,22 @@ class TestRefused:
             (tmp_path / "cut").write_bytes(whole[:length])
             with pytest.raises(ConfigError, match=r"cut short or damaged.*copy or export it again"):
                 opened(name, tmp_path / "cut")
+
+    @both
+    def test_a_byte_that_changed(self, name: str, tmp_path: Path, files: dict[str, Path]) -> None:
+        damaged = bytearray(files[name].read_bytes())
+        at = damaged.index(WEIGHTS.tobytes())
+        damaged[at] ^= 1
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(ConfigError, match="cut short or damaged"):
+            opened(name, tmp_path / "damaged")
+
+    def test_a_program_that_torch_cannot_read(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+            archive.writestr("m/models/model.json", "{}")
+        with pytest.raises(ConfigError, match=r"cannot be loaded as a torch\.export file"):
+            opened(EXPORT, tmp_path / "m.pt2")
+        assert "Traceback" not in capfd.readouterr().err
 
     def test_two_inputs(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="forward must take one tensor, the images, but takes 2"):
