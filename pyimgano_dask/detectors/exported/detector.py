@@ -58,6 +58,7 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
         super().__init__(arguments)
         self._state = state
         self._model: LoadedModel | None = None
+        self._plan: InputPlan | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.arguments, self._state)
@@ -92,7 +93,7 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
             return "gray" if self.arguments.color == "gray" else "rgb"
         if self._state is None:
             return "rgb"
-        return (self._model or self._loaded()).plan.color
+        return (self._plan or self._tried().plan).color
 
     @property
     def contamination(self) -> float | None:
@@ -127,10 +128,7 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
 
         Where this process lacks its device, it is tried on the CPU, since workers may have it.
         """
-        try:
-            model = self._loaded()
-        except DeviceMissingError:
-            model = self._load_now("cpu", self._pool_threads())
+        model = self._tried()
         plan = model.plan
         grey = np.full((plan.height, plan.width) + (() if plan.color == "gray" else (3,)), TRIAL_LEVEL, np.uint8)
         try:
@@ -153,8 +151,8 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
             raise InputError(
                 "infer",
                 "DeviceError",
-                f"the device is {self.arguments.device}, which is not there where this chunk runs ({error}); use workers "
-                "with a GPU, or --device cpu",
+                f"the device is {self.arguments.device}, which is not there where this chunk runs ({error}); "
+                "use workers with a GPU, or --device cpu",
             ) from None
         size = model.plan.batch_size
         scores: list[float] = []
@@ -207,8 +205,15 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
             return anomaly_map, score_of(anomaly_map, self.arguments)
         return anomaly_map, float(answer.scores[number])
 
+    def _tried(self) -> LoadedModel:
+        """The model, on the CPU where this process lacks its device."""
+        try:
+            return self._loaded()
+        except DeviceMissingError:
+            return self._load_now("cpu", self._pool_threads())
+
     def _loaded(self) -> LoadedModel:
-        """The model of this process, loaded when it is first needed. Raises DeviceMissingError for a declared device."""
+        """The model of this process, loaded when it is first needed; raises DeviceMissingError as `_load` does."""
         threads = self._pool_threads()
         model = self._model
         if model is None or model.threads != threads:
@@ -216,6 +221,7 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
             with _loading:
                 model = _loaded.get(key) or self._load_here(threads)
                 _loaded[key] = self._model = model
+                self._plan = model.plan
         return model
 
     def _key(self, threads: int) -> tuple[str, str, str, int]:
@@ -242,7 +248,8 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
             raise
         except Exception as error:
             raise ConfigError(f"it cannot be loaded as {self.format}: {in_words(error)}") from error
-        return LoadedModel(runner, InputPlan.of(self.arguments, runner.input), threads)
+        self._plan = InputPlan.of(self.arguments, runner.input)
+        return LoadedModel(runner, self._plan, threads)
 
 
 @contextmanager

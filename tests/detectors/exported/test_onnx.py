@@ -334,5 +334,6 @@ class TestImages:
         if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this onnxruntime is built for CUDA")
         detector = vision_onnx(full, device=device)
+        assert detector.color == "rgb"
         with pytest.raises(InputError, match=f"the device is {device}, which is not there where this chunk runs"):
             detector.predict(IMAGES)
