@@ -20,7 +20,13 @@ RESIZE_HW = (16, 20)
 COLORS = ("gray", "rgb")
 
 # Arguments that make any detector that has them small and quick.
-SMALL: Mapping[str, Any] = {"resize_hw": RESIZE_HW, "image_size": 64, "d_reduced": 12, "smoothing_sigma": 1.0}
+SMALL: Mapping[str, Any] = {
+    "resize_hw": RESIZE_HW,
+    "image_size": 64,
+    "d_reduced": 12,
+    "smoothing_sigma": 1.0,
+    "coreset_sampling_ratio": 0.5,
+}
 
 
 def draw_images(seed: int, color: str, sizes_hw: Sequence[tuple[int, int]] = SIZES_HW) -> list[Image]:
