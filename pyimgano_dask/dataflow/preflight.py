@@ -57,7 +57,12 @@ class Preflight:
     def reader(self, settings: InferSettings, *, with_display: bool = False) -> Reader:
         """How images are read for the detector."""
         return Reader(
-            self.base_dir, self.detector.color, settings.inputs.max_image_pixels, with_display, self.references
+            self.base_dir,
+            self.detector.color,
+            settings.inputs.max_image_pixels,
+            with_display,
+            self.references,
+            settings.preprocessing.illumination_contrast,
         )
 
 

@@ -26,7 +26,7 @@ INFER = Command("pyimgano-infer", without=("stored",))
 RESCORE = Command(
     "pyimgano-rescore",
     without=(
-        *("model", "training", "adaptation", "output.save_maps", "output.include_anomaly_map_values"),
+        *("model", "training", "adaptation", "preprocessing", "output.save_maps", "output.include_anomaly_map_values"),
         "dataflow.amp",
     ),
 )
