@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from pyimgano_dask.dataflow.faults import faults_are_the_inputs
 from pyimgano_dask.dataflow.preprocessing import correct
 from pyimgano_dask.detectors.base import Color, Image
 from pyimgano_dask.errors import InputError
-from pyimgano_dask.images.decoding import decode_gray_and_rgb, decode_image, max_file_bytes
+from pyimgano_dask.images.decoding import decode_gray_and_rgb, decode_image, max_file_bytes, recoloured
 from pyimgano_dask.images.reading import read_bytes
 from pyimgano_dask.images.references import References
 from pyimgano_dask.settings.preprocessing import IlluminationContrast
@@ -64,14 +64,7 @@ class Reader:
 
     def read(self, index: int, path: str) -> Loaded:
         """Read one input without its reference; raises InputError of the stage `read` or `preprocess`."""
-        data = self._bytes(path)
-        display = None
-        if self.with_display and self.color == "gray":
-            image, display = decode_gray_and_rgb(data, max_pixels=self.max_pixels)
-        else:
-            image = decode_image(data, self.color, max_pixels=self.max_pixels)
-            display = image if self.with_display else None
-        del data
+        image, display = self._decoded(path)
         return Loaded(index, path, self._corrected(image), display)
 
     def groups(self, rows: Iterable[tuple[int, str]]) -> Iterator[tuple[list[Loaded], list[Failed]]]:
@@ -104,6 +97,14 @@ class Reader:
         if loaded or failed:
             yield loaded, failed
 
+    def _decoded(self, path: str) -> tuple[Image, Image | None]:
+        """The image in the detector's colour, and in RGB where it is displayed."""
+        data = self._bytes(path)
+        if self.with_display and self.color == "gray":
+            return decode_gray_and_rgb(data, max_pixels=self.max_pixels)
+        image = decode_image(data, self.color, max_pixels=self.max_pixels)
+        return image, image if self.with_display else None
+
     def _bytes(self, path: str) -> bytes:
         return read_bytes(path, base_dir=self.base_dir, max_bytes=max_file_bytes(self.max_pixels))
 
@@ -122,3 +123,14 @@ class Reader:
                     "read", "MissingReferenceError", f"no reference for {path!r}: there is no {reference!r}"
                 ) from None
             raise InputError(error.stage, error.kind, f"the reference {reference!r}: {error.message}") from None
+
+
+@dataclass(frozen=True)
+class ArrayReader(Reader):
+    """Images that are in memory already, by name: uint8, (H, W) grey or (H, W, 3) RGB. Not meant to travel."""
+
+    arrays: Mapping[str, Image] = field(default_factory=dict)
+
+    def _decoded(self, path: str) -> tuple[Image, Image | None]:
+        image = self.arrays[path]
+        return recoloured(image, self.color), recoloured(image, "rgb") if self.with_display else None

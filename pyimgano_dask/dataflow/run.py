@@ -29,7 +29,7 @@ from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_fold
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
-from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile
+from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile, usual_quantile
 from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
@@ -47,8 +47,6 @@ from pyimgano_dask.thresholds import (
     score_threshold_provenance,
 )
 from pyimgano_dask.urls import join
-
-DEFAULT_SCORE_QUANTILE = 0.995
 
 
 def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) -> RunSummary:
@@ -171,7 +169,7 @@ def _train(
         warnings = calibration.warnings
         q = settings.training.calibration_quantile
         if q is None:
-            q = DEFAULT_SCORE_QUANTILE if detector.contamination is None else 1 - detector.contamination
+            q = usual_quantile(detector.contamination)
         thresholds = Thresholds(
             score_quantile(calibration.scores, q), score_threshold_provenance(calibration.scores, q, "train_dir")
         )

@@ -30,6 +30,14 @@ RESCORE = Command(
         "dataflow.amp",
     ),
 )
+ESTIMATOR = Command(
+    "DaskAnomalyDetector",
+    without=(
+        *("training", "inputs.input", "stored", "adaptation.save_maps", "defects", "output"),
+        *("dataflow.run_dir", "dataflow.resume", "dataflow.keep_parts", "dataflow.max_errors", "dataflow.progress"),
+        "dataflow.performance_report",
+    ),
+)
 
 
 def without_unused(tree: Mapping[str, Any], command: Command) -> dict[str, Any]:
