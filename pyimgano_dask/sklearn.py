@@ -141,6 +141,8 @@ class DaskAnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc,unu
         settings: InferSettings = self._settings_of_fit
         settings = settings.model_copy(update={"dataflow": self._resolved().settings.dataflow})
         answers = score(settings, self.detector_, images, os.getcwd(), with_maps=with_maps)
+        for sentence in answers.warnings:
+            warnings.warn(sentence, stacklevel=3)
         if answers.faults:
             raise ValueError(
                 f"{len(answers.faults)} of {images.count()} images cannot be scored: {_first_of(answers.faults)}"

@@ -264,6 +264,13 @@ def test_a_parameter_that_does_nothing_is_told() -> None:
     assert len(caught) == 1
 
 
+def test_what_workers_lack_is_told(fitted: DaskAnomalyDetector, folder: Path) -> None:
+    estimator = pickle.loads(pickle.dumps(fitted)).set_params(settings={"amp": True}, batch_size=2)
+    with pytest.warns(UserWarning, match="--amp: ") as caught:
+        estimator.score_samples(paths_of(folder, "in"))
+    assert len(caught) == 1
+
+
 def test_nothing_can_be_asked_before_fitting() -> None:
     for method in ("predict", "score_samples", "decision_function", "anomaly_maps"):
         with pytest.raises(NotFittedError):

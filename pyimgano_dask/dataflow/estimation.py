@@ -54,12 +54,14 @@ class Fitted:
 class ImageScores:
     """Answers in the order of the images: scores float64 (n,), and maps float32 (H, W) where they were asked for.
 
-    An image that could not be scored has NaN, no map, and a line in `faults`.
+    An image that could not be scored has NaN, no map, and a line in `faults`. `warnings` are what the user should know
+    of the processes that have worked.
     """
 
     scores: NDArray[np.float64]
     maps: tuple[NDArray[np.float32] | None, ...]
     faults: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def fit(settings: InferSettings, images: NamedImages, base_dir: str) -> Fitted:
@@ -91,9 +93,11 @@ def score(
     scores = np.full(images.count(), np.nan)
     maps: list[NDArray[np.float32] | None] = [None] * images.count()
     failed: list[Failed] = []
+    warnings: dict[str, None] = {}
 
     def take(part: _Part) -> None:
         failed.extend(part.failed)
+        warnings.update(dict.fromkeys(part.warnings))
         for index, value, anomaly_map in part.scored:
             scores[index], maps[index] = value, anomaly_map
 
@@ -104,7 +108,8 @@ def score(
         chunks = chunked(images, settings.dataflow.chunk_size)
         scheduler.run(_score_chunk, chunks, _Common(source, with_maps), take, lose)
     failed.sort(key=lambda item: item.index)
-    return ImageScores(scores, tuple(maps), tuple(f"{item.path}: {item.error.message}" for item in failed))
+    faults = tuple(f"{item.path}: {item.error.message}" for item in failed)
+    return ImageScores(scores, tuple(maps), faults, tuple(warnings))
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,11 @@ class _Common:
 
 @dataclass(frozen=True)
 class _Part:
-    """The answers of a chunk: index, score and map of each image, and the images that failed."""
+    """The answers of a chunk: index, score and map of each image, the images that failed, and warnings."""
 
     scored: tuple[tuple[int, float, NDArray[np.float32] | None], ...]
     failed: tuple[Failed, ...]
+    warnings: tuple[str, ...]
 
 
 def _score_chunk(chunk: Chunk[str], common: _Common) -> _Part:
@@ -129,7 +135,7 @@ def _score_chunk(chunk: Chunk[str], common: _Common) -> _Part:
             failed.append(outcome)
         elif outcome.score is not None:
             scored.append((outcome.index, outcome.score, outcome.anomaly_map if common.with_maps else None))
-    return _Part(tuple(scored), tuple(failed))
+    return _Part(tuple(scored), tuple(failed), common.source.warnings())
 
 
 def _reader(settings: InferSettings, detector: Detector[Any], images: NamedImages, base_dir: str) -> Reader:
