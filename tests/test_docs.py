@@ -239,7 +239,17 @@ def walk(page: str, cwd: Path, *, is_wanted: Callable[[Example], bool]) -> None:
             assert comparable(printed) == comparable(example.shown), where
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/GUIDE.md", "docs/FALSE_POSITIVE_DEBUGGING.md", "docs/TILING.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/GUIDE.md",
+        "docs/FALSE_POSITIVE_DEBUGGING.md",
+        "docs/TILING.md",
+        "docs/ILLUMINATION.md",
+        "docs/SKLEARN.md",
+    ],
+)
 def test_examples_run_and_print_what_is_shown(page: str, checkout: Path) -> None:
     walk(page, checkout, is_wanted=lambda example: not example.starts_a_cluster)
     if page == "README.md":

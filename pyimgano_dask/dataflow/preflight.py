@@ -57,7 +57,12 @@ class Preflight:
     def reader(self, settings: InferSettings, *, with_display: bool = False) -> Reader:
         """How images are read for the detector."""
         return Reader(
-            self.base_dir, self.detector.color, settings.inputs.max_image_pixels, with_display, self.references
+            self.base_dir,
+            self.detector.color,
+            settings.inputs.max_image_pixels,
+            with_display,
+            self.references,
+            settings.preprocessing.illumination_contrast,
         )
 
 
@@ -82,8 +87,8 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
     with profile.stage("load_model"):
-        detector = tiled(_make_detector(settings, base_dir), settings.adaptation.tiling)
-    references = _find_references(settings, detector, base_dir)
+        detector = tiled(make_detector(settings, base_dir), settings.adaptation.tiling)
+    references = references_for(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
     if not detector.is_fitted and training is None:
@@ -133,7 +138,8 @@ def _named(flag: str) -> Iterator[None]:
         raise ConfigError("\n".join(f"{flag}: {line}" for line in str(error).splitlines())) from None
 
 
-def _find_references(settings: InferSettings, detector: Detector[Any], base_dir: str) -> References | None:
+def references_for(settings: InferSettings, detector: Detector[Any], base_dir: str) -> References | None:
+    """The references of a detector that needs them; raises ConfigError where they and the detector do not fit."""
     folder = settings.model.reference_dir
     if folder is None:
         if detector.needs_reference:
@@ -151,7 +157,8 @@ def _find_references(settings: InferSettings, detector: Detector[Any], base_dir:
         return find_references(folder, base_dir=base_dir)
 
 
-def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
+def make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
+    """The detector that the `model` block names, fitted where it names a saved state; raises ConfigError."""
     model = settings.model
     if model.name is None:
         raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
