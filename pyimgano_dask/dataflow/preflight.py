@@ -14,7 +14,8 @@ from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, is_checkpoint
-from pyimgano_dask.detectors.extras import require
+from pyimgano_dask.detectors.devices import DEVICES, is_here
+from pyimgano_dask.detectors.extras import EXTRAS, require
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.registry import find_detector_type
 from pyimgano_dask.detectors.tiling import tiled
@@ -22,7 +23,7 @@ from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
-from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
+from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings, StoredMapSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
 from pyimgano_dask.storage.files import check_writable, kind_at, local_path, resolve
 from pyimgano_dask.transfers import ONCE, canonical
@@ -166,6 +167,7 @@ def make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
     if detector_type.extra is not None:
         require(detector_type.extra, detector_type.name)
     kwargs = {**model.model_kwargs, **chosen_arguments(model, detector_type)}
+    _check_device(kwargs.get("device"), detector_type, settings.dataflow.scheduler)
     files = ModelFiles(base_dir, model.trust_model_file, settings.checkpoint.sha256)
     if model.checkpoint_path is None:
         return detector_type.create(**kwargs).opened(files)
@@ -184,6 +186,17 @@ def make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
     with _named("--checkpoint-path"):
         fitted.check()
     return fitted
+
+
+def _check_device(device: object, detector_type: type[Detector[Any]], scheduler: str) -> None:
+    """Raise ConfigError for a device that is not here, where the workers are on this machine."""
+    if detector_type.extra is None or scheduler not in LOCAL_SCHEDULERS:
+        return
+    if isinstance(device, str) and DEVICES.match(device) and not is_here(device, detector_type.extra):
+        raise ConfigError(
+            f"--device {device}: {EXTRAS[detector_type.extra]} finds no such device here; give --device cpu, or the "
+            "address of a cluster whose workers have it with --scheduler"
+        )
 
 
 def _what_it_lacks(detector: Detector[Any]) -> str:

@@ -54,6 +54,8 @@ class Detector(ABC, Generic[Arguments]):
     """Whether each image is compared with a defect-free image of its own (`--reference-dir`)."""
     is_position_bound: ClassVar[bool] = False
     """Whether it learns what is normal at each place of a whole image, so that it can say little of a part of one."""
+    trains_network: ClassVar[bool] = False
+    """Whether fitting trains a network by gradient descent, in `finalize`, instead of summing up statistics."""
     extra: ClassVar[str | None] = None
     """The optional dependencies it needs, as `pip install pyimgano-dask[EXTRA]` names them."""
     model_file: ClassVar[str | None] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pyimgano_dask.detectors.devices import device_knob
 from pyimgano_dask.settings.knob import Block, knob
 
 Layout = Literal["NCHW", "NHWC"]
@@ -15,9 +16,7 @@ _ONE_OUTPUT = "by its name or its position from 0 (default: found by its name, e
 class ExportedModelArguments(Block):
     """Arguments of every detector that runs an exported model. None: as the file says."""
 
-    device: str | None = knob(
-        None, "cpu, cuda or cuda:N (default: cuda where there is one, else cpu).", pattern=r"^(cpu|cuda(:\d+)?)$"
-    )
+    device: str | None = device_knob()
     contamination: float | None = knob(
         None,
         "Expected share of anomalies among the normal images that calibrate the score threshold (default: none, the "

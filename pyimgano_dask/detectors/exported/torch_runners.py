@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from torch.jit._fuser import optimized_execution
 from pyimgano_dask.detectors.exported.inputs import ModelInput
 from pyimgano_dask.detectors.exported.outputs import Output
 from pyimgano_dask.detectors.exported.runner import DeviceMissingError, Runner
+from pyimgano_dask.detectors.torch_files import load_program, load_torchscript
 from pyimgano_dask.errors import ConfigError
 
 
@@ -35,8 +33,7 @@ class TorchScriptRunner(Runner):
 
     def __init__(self, data: bytes, device: str) -> None:
         self._device = _device(device)
-        module = torch.jit.load(io.BytesIO(data), map_location=self._device)  # type: ignore[no-untyped-call]
-        self._module = module.eval()
+        self._module = module = load_torchscript(data, self._device)
         taken = [item for item in module.forward.schema.arguments[1:] if not item.has_default_value()]
         if len(taken) != 1 or not isinstance(taken[0].type, torch.TensorType):
             found = ", ".join(f"{item.name}: {item.type}" for item in taken)
@@ -59,8 +56,7 @@ class TorchExportRunner(Runner):
 
     def __init__(self, data: bytes, device: str) -> None:
         self._device = _device(device)
-        with _silent("torch.export"):
-            program = torch.export.load(io.BytesIO(data))
+        program = load_program(data)
         user_inputs = [item.arg for item in program.graph_signature.input_specs if item.kind is InputKind.USER_INPUT]
         values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
         tensors = [value for item in user_inputs if isinstance(value := values.get(item.name), torch.Tensor)]
@@ -85,20 +81,6 @@ class TorchExportRunner(Runner):
     def run(self, batch: NDArray[np.generic]) -> Sequence[Output]:
         with torch.inference_mode():
             return list(_outputs(self._module(torch.from_numpy(batch).to(self._device))))
-
-
-@contextmanager
-def _silent(logger: str) -> Iterator[None]:
-    """Drop what this logger says in the block: torch logs the traceback of a fault that it raises, too."""
-
-    def drop(record: logging.LogRecord) -> bool:
-        return False
-
-    logging.getLogger(logger).addFilter(drop)
-    try:
-        yield
-    finally:
-        logging.getLogger(logger).removeFilter(drop)
 
 
 def _outputs(answer: Any) -> Iterator[Output]:
