@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_as_before
 from pyimgano_dask.dataflow.plan import Chunk, chunked
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
 from pyimgano_dask.dataflow.scheduler import Scheduler
@@ -65,7 +66,8 @@ class _FitPartial:
 def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: TrainingImages) -> Detector[Any]:
     """A fitted copy of `detector`; images that cannot be read are left out.
 
-    Raises ConfigError when no training image can be used.
+    The last step, in which networks are trained, is done in this process with the native threads of one task, so that
+    its rounding is the same on every scheduler. Raises ConfigError when no training image can be used.
     """
     chosen = detector.select_training(images.inputs.count())
     paths = _take(images.inputs, chosen)
@@ -77,7 +79,9 @@ def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: Training
     )
     if merged.state is None:
         raise images.none_is_usable(merged.faults)
-    return detector.finalize(merged.state)
+    with native_threads_as_before():
+        limit_native_threads(scheduler.threads_per_task)
+        return detector.finalize(merged.state)
 
 
 def _take(inputs: ImageNames, chosen: Sequence[int]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pyimgano_dask.detectors.extras import load
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import Block
 
@@ -63,6 +64,15 @@ class Detector(ABC, Generic[Arguments]):
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments: Arguments = arguments
+        self._load_library()
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._load_library()
+
+    def _load_library(self) -> None:
+        if self.extra is not None:
+            load(self.extra)
 
     @classmethod
     def create(cls, **kwargs: Any) -> Self:

@@ -230,6 +230,14 @@ class TestDetector:
         assert "--train-dir" in line
         assert "--checkpoint-path" in line
 
+    def test_a_device_that_no_worker_can_have(self, place: Place) -> None:
+        torch = pytest.importorskip("torch", reason="vision_padim needs torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        source = ["--model", "vision_padim", "--train-dir", "part.png"]
+        (line,) = place.refused("--device", "cuda", "--scheduler", "threads", source=source)
+        assert "--device cuda: torch finds no such device here; give --device cpu" in line
+
     def test_bad_arguments_are_all_named(self, place: Place) -> None:
         kwargs = '{"resize": 3, "topk": 7, "color": "blue"}'
         lines = place.refused("--model-kwargs", kwargs, source=["--model", MODEL])
