@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
-from pyimgano_dask.dataflow.detector_advice import chosen_arguments
+from pyimgano_dask.dataflow.detector_advice import chosen_arguments, chosen_type
 from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, is_checkpoint
 from pyimgano_dask.detectors.extras import require
 from pyimgano_dask.detectors.model_files import ModelFiles
-from pyimgano_dask.detectors.registry import find_detector_type
 from pyimgano_dask.detectors.tiling import tiled
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
@@ -43,6 +42,7 @@ class Preflight:
     references: References | None
     pixel_threshold_source: PixelThresholdSource | None
     base_dir: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def lists(self) -> dict[str, tuple[int, str]]:
@@ -82,7 +82,9 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
     with profile.stage("load_model"):
-        detector = tiled(_make_detector(settings, base_dir), settings.adaptation.tiling)
+        made, warnings = _make_detector(resolved, base_dir)
+        detector = tiled(made, settings.adaptation.tiling)
+    _check_maps(settings, detector)
     references = _find_references(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
@@ -100,7 +102,7 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
     source = _pixel_threshold_source(resolved) if settings.defects.enabled else None
     check_outputs(settings, base_dir, sources)
     _check_no_input_is_overwritten(settings, base_dir, inputs)
-    return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir)
+    return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir, warnings)
 
 
 def _check_no_input_is_overwritten(settings: InferSettings, base_dir: str, inputs: InputList) -> None:
@@ -151,29 +153,53 @@ def _find_references(settings: InferSettings, detector: Detector[Any], base_dir:
         return find_references(folder, base_dir=base_dir)
 
 
-def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
+def _check_maps(settings: InferSettings, detector: Detector[Any]) -> None:
+    """Refuse to ask a detector for maps that gives none."""
+    if detector.gives_maps:
+        return
+    asked = {
+        "--defects": settings.defects.enabled,
+        "--include-maps (adaptation.save_maps)": settings.adaptation.save_maps,
+        "--save-maps": settings.output.save_maps is not None,
+        "--save-overlays": settings.output.save_overlays is not None,
+    }
+    if any(asked.values()):
+        raise ConfigError(
+            f"{', '.join(flag for flag, is_on in asked.items() if is_on)}: {detector.name} scores whole images and "
+            "gives no anomaly maps; leave this out, or choose a detector that does (--list-models --tags pixel_map)"
+        )
+
+
+def _make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tuple[str, ...]]:
+    """The detector, and what to know of it."""
+    settings = resolved.settings
     model = settings.model
-    if model.name is None:
-        raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
-    detector_type = find_detector_type(model.name)
+    detector_type = chosen_type(resolved)
     if detector_type.extra is not None:
         require(detector_type.extra, detector_type.name)
-    kwargs = {**model.model_kwargs, **chosen_arguments(model, detector_type)}
+    preset = {} if model.preset is None else detector_type.preset_arguments(model.preset)
+    kwargs = {**preset, **model.model_kwargs, **chosen_arguments(model, detector_type)}
     files = ModelFiles(base_dir, model.trust_model_file, settings.checkpoint.sha256)
     if model.checkpoint_path is None:
-        return detector_type.create(**kwargs).opened(files)
+        return detector_type.create(**kwargs).opened(files), ()
     data = files.read(model.checkpoint_path, "--checkpoint-path")
     if detector_type.model_file is not None and not is_checkpoint(data):
-        return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, files)
+        return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, files), ()
+    if detector_type.foreign_checkpoint is not None and not is_checkpoint(data):
+        unread = f"{model.checkpoint_path!r} is not read: {detector_type.foreign_checkpoint}"
+        if settings.training.train_dir is None or resolved.is_explicit("model.checkpoint_path"):
+            raise ConfigError(f"--checkpoint-path: {unread}; fit {detector_type.name} anew with --train-dir DIR")
+        warning = f"checkpoint {unread}; {detector_type.name} is fitted anew on --train-dir"
+        return detector_type.create(**kwargs).opened(files), (warning,)
     detector = decode_detector(data, model.checkpoint_path)
     if detector.name != detector_type.name:
         raise ConfigError(
-            f"--checkpoint-path: {model.checkpoint_path!r} holds a {detector.name}, but --model is {model.name}"
+            f"--checkpoint-path: {model.checkpoint_path!r} holds a {detector.name}, but --model is {detector_type.name}"
         )
     if detector.runs_code:
         files.check_trust(data, model.checkpoint_path, "--checkpoint-path", "a detector around a model with code")
     arguments = {**detector.arguments.model_dump(), **kwargs}
-    return detector_type.create(**arguments).with_state(detector.state())
+    return detector_type.create(**arguments).with_state(detector.state()), ()
 
 
 def _what_it_lacks(detector: Detector[Any]) -> str:

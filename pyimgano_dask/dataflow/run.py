@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pyimgano_dask.dataflow.inspection import (
     Inspection,
     Progress,
@@ -43,6 +46,7 @@ from pyimgano_dask.storage.files import write_atomic
 from pyimgano_dask.thresholds import (
     calibrated_pixel_provenance,
     fixed_pixel_provenance,
+    own_score_threshold_provenance,
     score_quantile,
     score_threshold_provenance,
 )
@@ -77,6 +81,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
         profile.n_workers = scheduler.n_workers
         detector, thresholds, warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
         summary.warnings = (
+            *preflight.warnings,
             *scheduler.warnings,
             *warnings,
             *_unsuited_to_tiles(detector, settings),
@@ -168,12 +173,7 @@ def _train(
                 amp=settings.dataflow.amp,
             )
         warnings = calibration.warnings
-        q = settings.training.calibration_quantile
-        if q is None:
-            q = DEFAULT_SCORE_QUANTILE if detector.contamination is None else 1 - detector.contamination
-        thresholds = Thresholds(
-            score_quantile(calibration.scores, q), score_threshold_provenance(calibration.scores, q, "train_dir")
-        )
+        thresholds = _score_threshold(detector, settings.training.calibration_quantile, calibration.scores)
         if wants_pixels and calibration.pixels is not None:
             with profile.stage("calibrate"):
                 value = pixel_quantile(
@@ -192,6 +192,17 @@ def _train(
         value = defects.pixel_threshold
         thresholds = _with_pixel(thresholds, value, fixed_pixel_provenance(value, source))
     return detector, thresholds, warnings
+
+
+def _score_threshold(detector: Detector[Any], asked: float | None, scores: NDArray[np.float64]) -> Thresholds:
+    """The detector's own score threshold where no quantile is asked for, else the quantile of the training scores."""
+    own = detector.own_score_threshold
+    if asked is None and own is not None:
+        return Thresholds(own, own_score_threshold_provenance(scores, detector.contamination, "train_dir"))
+    q = asked
+    if q is None:
+        q = DEFAULT_SCORE_QUANTILE if detector.contamination is None else 1 - detector.contamination
+    return Thresholds(score_quantile(scores, q), score_threshold_provenance(scores, q, "train_dir"))
 
 
 def _of_other_tiles(resolved: Resolved, preflight: Preflight) -> Iterator[str]:

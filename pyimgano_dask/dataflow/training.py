@@ -187,7 +187,7 @@ def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
         scored, unusable = _predict(task, loaded)
         failed += unusable
         scores += [score for score, _ in scored]
-        crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
+        crops = _crops(scored, task.roi_xyxy_norm)
         counts.update(crop.size for crop in crops)
         if pixels is not None:
             pixels = pixels.merge(PixelHistogram.of(crops, pixels.q))
@@ -206,7 +206,8 @@ def _predict(task: _CalibrationTask, loaded: Sequence[Loaded]) -> tuple[list[Ans
     return scored, failed
 
 
-def _crops(maps: Sequence[NDArray[np.float32]], roi_xyxy_norm: RoiXyxyNorm | None) -> Sequence[NDArray[np.float32]]:
+def _crops(scored: Sequence[Answer], roi_xyxy_norm: RoiXyxyNorm | None) -> Sequence[NDArray[np.float32]]:
+    maps = [anomaly_map for _, anomaly_map in scored if anomaly_map is not None]
     if roi_xyxy_norm is None:
         return maps
     return [anomaly_map[roi_slices(roi_xyxy_norm, anomaly_map.shape)] for anomaly_map in maps]
@@ -231,7 +232,7 @@ def _refine_chunk(chunk: Chunk[str], task: _CalibrationTask) -> BucketHistogram:
     fine = BucketHistogram.of([], task.buckets)
     for loaded, _ in task.reader.groups(chunk.rows()):
         scored, _ = _predict(task, loaded)
-        crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
+        crops = _crops(scored, task.roi_xyxy_norm)
         fine = fine.merge(BucketHistogram.of(crops, task.buckets))
         del loaded, scored, crops
     return fine

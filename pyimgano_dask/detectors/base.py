@@ -27,11 +27,11 @@ class Prediction:
     """Answer of a detector for a batch of N images.
 
     `scores` is float64 (N,), higher is more anomalous; `maps` are N float32 arrays (H, W), each of its image's
-    own size.
+    own size, or None for each image where the detector gives no maps.
     """
 
     scores: NDArray[np.float64]
-    maps: tuple[NDArray[np.float32], ...]
+    maps: tuple[NDArray[np.float32] | None, ...]
 
 
 Arguments = TypeVar("Arguments", bound=Block)
@@ -54,10 +54,14 @@ class Detector(ABC, Generic[Arguments]):
     """Whether each image is compared with a defect-free image of its own (`--reference-dir`)."""
     is_position_bound: ClassVar[bool] = False
     """Whether it learns what is normal at each place of a whole image, so that it can say little of a part of one."""
+    gives_maps: ClassVar[bool] = True
+    """Whether it gives an anomaly map beside each score; without, nothing can be located in an image."""
     extra: ClassVar[str | None] = None
     """The optional dependencies it needs, as `pip install pyimgano-dask[EXTRA]` names them."""
     model_file: ClassVar[str | None] = None
     """The kind of file that `--checkpoint-path` names for a detector that runs other programs' models (`.onnx`)."""
+    foreign_checkpoint: ClassVar[str | None] = None
+    """Why files of another program that configs name as its checkpoint are not read, in words."""
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments: Arguments = arguments
@@ -81,6 +85,19 @@ class Detector(ABC, Generic[Arguments]):
     @abstractmethod
     def is_fitted(self) -> bool:
         """Whether `predict` can be called."""
+
+    @property
+    def own_score_threshold(self) -> float | None:
+        """The score threshold that fitting settled, for detectors whose scores of their own training images say little.
+
+        None where the threshold is a quantile of the scores of the training images, as for most.
+        """
+        return None
+
+    @classmethod
+    def preset_arguments(cls, preset: str) -> Mapping[str, Any]:
+        """The arguments that the named preset of a config stands for; raises ConfigError where there is no such."""
+        return {}
 
     @property
     def runs_code(self) -> bool:
@@ -165,6 +182,14 @@ class TrainingFreeDetector(Detector[Arguments], Generic[Arguments]):
 
     def with_state(self, state: State) -> Self:
         return self
+
+
+def subsample(n_images: int, limit: int, seed: int) -> Sequence[int]:
+    """Indices, ascending, of all images, or of `limit` drawn ones where there are more."""
+    if n_images <= limit:
+        return range(n_images)
+    drawn = np.random.default_rng(seed).choice(n_images, limit, replace=False)
+    return [int(index) for index in np.sort(drawn)]
 
 
 def parse_arguments(detector_type: type[Detector[Any]], kwargs: Mapping[str, Any]) -> Any:

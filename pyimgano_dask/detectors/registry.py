@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pyimgano_dask.detectors.base import Detector
+from pyimgano_dask.detectors.extras import is_installed
 from pyimgano_dask.errors import ConfigError
 
 # Modules that define detectors; each is imported when the registry is first read.
 DETECTOR_MODULES = ("pyimgano_dask.detectors.pixel_statistics", "pyimgano_dask.detectors.reference_difference")
+
+PYIMGANO_PREFIX = "pyimgano:"
 
 _registry: dict[str, type[Detector[Any]]] = {}
 
@@ -31,11 +34,37 @@ def detector_types() -> Mapping[str, type[Detector[Any]]]:
 
 
 def find_detector_type(name: str) -> type[Detector[Any]]:
-    """The detector of this name; raises ConfigError listing the known ones."""
+    """The detector of this name; raises ConfigError listing the known ones.
+
+    `pyimgano:NAME` is a detector of the package pyimgano, which is imported for such names alone.
+    """
+    if name.startswith(PYIMGANO_PREFIX):
+        return _pyimgano_registry().pyimgano_type(name)  # type: ignore[no-any-return]
     known = detector_types()
     if name not in known:
-        raise ConfigError(f"unknown detector {name!r}; known are {', '.join(known)}")
+        raise ConfigError(
+            f"unknown detector {name!r}; known are {', '.join(known)}; "
+            f"detectors of the package pyimgano are named {PYIMGANO_PREFIX}NAME"
+        )
     return known[name]
+
+
+def find_configured_type(name: str) -> type[Detector[Any]]:
+    """The detector that a config names, which may be one of pyimgano's without the prefix; raises ConfigError."""
+    if name.startswith(PYIMGANO_PREFIX) or name in detector_types():
+        return find_detector_type(name)
+    if _pyimgano_registry().pyimgano_knows(name):
+        return find_detector_type(PYIMGANO_PREFIX + name)
+    remedy = (
+        ""
+        if is_installed("pyimgano")
+        else ("; if it is a detector of the package pyimgano, install that with: pip install 'pyimgano-dask[pyimgano]'")
+    )
+    raise ConfigError(f"model.name: unknown detector {name!r}; known are {', '.join(detector_types())}{remedy}")
+
+
+def _pyimgano_registry() -> Any:
+    return importlib.import_module("pyimgano_dask.detectors.pyimgano_registry")
 
 
 def describe(detector_type: type[Detector[Any]]) -> dict[str, Any]:
