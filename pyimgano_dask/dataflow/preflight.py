@@ -188,8 +188,11 @@ def _make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tu
     if detector_type.foreign_checkpoint is not None and not is_checkpoint(data):
         unread = f"{model.checkpoint_path!r} is not read: {detector_type.foreign_checkpoint}"
         if settings.training.train_dir is None or resolved.is_explicit("model.checkpoint_path"):
-            raise ConfigError(f"--checkpoint-path: {unread}; fit {detector_type.name} anew with --train-dir DIR")
-        warning = f"checkpoint {unread}; {detector_type.name} is fitted anew on --train-dir"
+            where = (
+                "--checkpoint-path: " if resolved.is_explicit("model.checkpoint_path") else "the config's checkpoint "
+            )
+            raise ConfigError(f"{where}{unread}; fit {detector_type.name} anew with --train-dir DIR and without it")
+        warning = f"the config's checkpoint {unread}; {detector_type.name} is fitted anew on --train-dir"
         return detector_type.create(**kwargs).opened(files), (warning,)
     detector = decode_detector(data, model.checkpoint_path)
     if detector.name != detector_type.name:
@@ -199,7 +202,8 @@ def _make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tu
     if detector.runs_code:
         files.check_trust(data, model.checkpoint_path, "--checkpoint-path", "a detector around a model with code")
     arguments = {**detector.arguments.model_dump(), **kwargs}
-    return detector_type.create(**arguments).with_state(detector.state()), ()
+    loaded = detector_type.create(**arguments).with_state(detector.state())
+    return loaded, loaded.prepare()
 
 
 def _what_it_lacks(detector: Detector[Any]) -> str:

@@ -123,7 +123,8 @@ def _trained(
     kept = folder.training
     if kept is None:
         return _train(preflight, settings, scheduler, progress, profile)
-    return _kept_detector(preflight, folder, kept), _thresholds_of(kept), kept.warnings
+    detector, told = _kept_detector(preflight, folder, kept)
+    return detector, _thresholds_of(kept), (*kept.warnings, *told)
 
 
 def _thresholds_of(kept: Training) -> Thresholds:
@@ -228,11 +229,14 @@ def _with_pixel(thresholds: Thresholds, value: float, provenance: Mapping[str, A
     return Thresholds(thresholds.score, thresholds.score_provenance, value, provenance)
 
 
-def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> Detector[Any]:
-    """The detector that an earlier session of this run worked with; ConfigError when it is not there any more."""
+def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> tuple[Detector[Any], tuple[str, ...]]:
+    """The detector that an earlier session of this run worked with, and what to know of it.
+
+    Raises ConfigError when it is not there any more.
+    """
     detector = preflight.detector
     if detector.is_fitted and _sha256(encode_detector(detector)) == kept.detector_sha256:
-        return detector
+        return detector, ()
     data = folder.read_detector()
     if detector.is_fitted or data is None:
         where = "--checkpoint-path" if detector.is_fitted else DETECTOR_NAME
@@ -240,7 +244,8 @@ def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> D
             f"--resume: {where} is not the detector that the run in {folder.run_dir!r} began with; bring it back, or "
             "start anew with --no-resume"
         )
-    return detector.with_state(decode_detector(data, DETECTOR_NAME).state())
+    loaded = detector.with_state(decode_detector(data, DETECTOR_NAME).state())
+    return loaded, loaded.prepare()
 
 
 def _sha256(data: bytes) -> str:

@@ -111,6 +111,13 @@ class Detector(ABC, Generic[Arguments]):
         """
         return self
 
+    def prepare(self) -> tuple[str, ...]:
+        """Do what the first prediction of a saved state would have to do first, and say in sentences what that was.
+
+        Called once where a state was loaded; raises ConfigError when nothing can be predicted with it.
+        """
+        return ()
+
     def with_model_file(self, path: str, files: ModelFiles) -> Self:
         """A copy that runs the model in this file, where the detector has a `model_file`; raises ConfigError."""
         raise ConfigError(f"{self.name} runs no model files; give a saved state (.npz) with --checkpoint-path")

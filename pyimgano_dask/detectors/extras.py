@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +10,6 @@ from pyimgano_dask.errors import ConfigError
 
 # The module that an extra is there for.
 EXTRAS: Mapping[str, str] = {"torch": "torch", "onnx": "onnxruntime", "pyimgano": "pyimgano", "sklearn": "sklearn"}
-
-
-def is_installed(extra: str) -> bool:
-    """Whether the module of an extra is there, without loading it."""
-    return importlib.util.find_spec(EXTRAS[extra]) is not None
 
 
 def require(extra: str, needed_by: str) -> Any:

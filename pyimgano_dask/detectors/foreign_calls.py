@@ -10,10 +10,12 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pyimgano_dask.detectors.base import Image
 
@@ -57,10 +59,28 @@ def alone_and_repeatable(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def single_threaded() -> Iterator[None]:
+    """Run the block with one native thread, so that its sums come out alike on any machine and in any process."""
+    before_opencv = cv2.getNumThreads()
+    torch = _loaded_torch()
+    before_torch = None if torch is None else torch.get_num_threads()
+    try:
+        with threadpool_limits(1):
+            cv2.setNumThreads(1)
+            if torch is not None:
+                torch.set_num_threads(1)
+            yield
+    finally:
+        cv2.setNumThreads(before_opencv)
+        if torch is not None:
+            torch.set_num_threads(before_torch)
+
+
+@contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     python_state = random.getstate()
     numpy_state = np.random.get_state()
-    torch = sys.modules.get("torch")
+    torch = _loaded_torch()
     torch_state: NDArray[np.uint8] | None = None if torch is None else torch.random.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -73,3 +93,9 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(numpy_state)
         if torch is not None:
             torch.random.set_rng_state(torch_state)
+
+
+def _loaded_torch() -> Any:
+    """The module, None where nothing has loaded it, or a thread is about to."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "set_num_threads") else None

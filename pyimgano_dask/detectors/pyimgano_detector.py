@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, State, parse_arguments, subsample
-from pyimgano_dask.detectors.foreign_calls import PNG_SIGNATURE, alone_and_repeatable, encode_png, image_files
+from pyimgano_dask.detectors.foreign_calls import (
+    PNG_SIGNATURE,
+    alone_and_repeatable,
+    encode_png,
+    image_files,
+    single_threaded,
+)
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.pyimgano_registry import DEFAULTS, SEED_NAMES, PyimganoArguments, is_json, pyimgano_type
 from pyimgano_dask.errors import ConfigError, InputError
@@ -37,7 +43,7 @@ class PyimganoDetector(Detector[PyimganoArguments]):
 
     extra: ClassVar[str | None] = "pyimgano"
     foreign_checkpoint: ClassVar[str | None] = (
-        "files that pyimgano writes are pickles in most cases, which can run code of their maker when they are loaded"
+        "the files that pyimgano leaves are pickles, which can run code of their maker when they are loaded"
     )
     constructor: ClassVar[Callable[..., Any]]
     parameter_names: ClassVar[frozenset[str]]
@@ -107,6 +113,11 @@ class PyimganoDetector(Detector[PyimganoArguments]):
             )
         self._made()
         return self
+
+    def prepare(self) -> tuple[str, ...]:
+        self._fitted()
+        n_images = len(self.state()["png_bytes"])
+        return (f"{self.name} was fitted anew on the {n_images} images in its saved state (docs/PYIMGANO.md)",)
 
     def select_training(self, n_images: int) -> Sequence[int]:
         return subsample(n_images, self.arguments.max_train_images, self._seed)
@@ -192,7 +203,7 @@ class PyimganoDetector(Detector[PyimganoArguments]):
         model = self._made()
         encoded = self._training_files()
         try:
-            with image_files(encoded) as paths, alone_and_repeatable(self._seed):
+            with image_files(encoded) as paths, alone_and_repeatable(self._seed), single_threaded():
                 model.fit(paths)
         except Exception as error:  # a foreign detector may raise anything
             raise ConfigError(

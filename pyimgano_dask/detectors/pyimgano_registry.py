@@ -17,18 +17,16 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, SerializerFunctionWrapHandler, create_model, model_serializer
 
 from pyimgano_dask.detectors.base import Detector
-from pyimgano_dask.detectors.extras import is_installed, require
+from pyimgano_dask.detectors.extras import require
 from pyimgano_dask.detectors.registry import PYIMGANO_PREFIX as PREFIX
+from pyimgano_dask.detectors.registry import PYIMGANO_TAG as TAG
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import Block, knob
 
-TAG = "pyimgano"
 SEED_NAMES = ("random_state", "random_seed", "seed")
 
 # What pyimgano's own commands hand over where nothing is said: no downloads, no GPU; and a seed, so that fits repeat.
 DEFAULTS: Mapping[str, Any] = {"device": "cpu", "pretrained": False, **dict.fromkeys(SEED_NAMES, 0)}
-# pyimgano hands these to a constructor with `**kwargs` that does not name them.
-PASSED_ON = ("contamination", "random_state")
 
 
 class PyimganoArguments(Block):
@@ -70,19 +68,11 @@ def pyimgano_type(name: str) -> type[Detector[Any]]:
     return _made_type(model)
 
 
-def pyimgano_knows(model: str) -> bool:
-    """Whether pyimgano is installed and has a detector of this name, without the prefix."""
-    return is_installed("pyimgano") and model in _registry().list_models()
-
-
 def pyimgano_names(tags: Collection[str] = ()) -> list[str]:
     """Names of the detectors of images that have all these tags, without loading any; raises ConfigError."""
     require("pyimgano", f"--tags {TAG}")
     registry = _registry()
-    wanted = {tag for tag in tags if tag != TAG}
-    return [
-        PREFIX + model for model in registry.list_models(tags=sorted(wanted)) if not _takes_features(registry, model)
-    ]
+    return [PREFIX + model for model in registry.list_models(tags=tags) if not _takes_features(registry, model)]
 
 
 def _registry() -> Any:
@@ -119,6 +109,11 @@ def _made_type(model: str) -> type[Detector[Any]]:
             "such detectors are not run here, export its model to ONNX"
         )
     parameters = inspect.signature(constructor).parameters.values()
+    if any(parameter.name == "reference_dir" for parameter in parameters):
+        raise ConfigError(
+            f"{name} looks for a reference beside each image by the name of its file, and is not run here; take "
+            "vision_reference_diff_map with --reference-dir"
+        )
     namespace = {
         "__doc__": f"`{model}` of the package pyimgano.",
         "name": name,
@@ -144,7 +139,7 @@ def _arguments_type(model: str, parameters: Collection[inspect.Parameter]) -> ty
     is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     fields = dict(_fields(parameters))
     if is_open:
-        fields = {**{name: (Any, knob(None, "Passed on by its constructor.")) for name in PASSED_ON}, **fields}
+        fields = {"contamination": (Any, knob(None, "Passed on by its constructor.")), **fields}
     base = _OpenArguments if is_open else PyimganoArguments
     made: type[PyimganoArguments] = create_model(f"Arguments of {model}", __base__=base, **fields)
     return made

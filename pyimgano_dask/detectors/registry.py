@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pyimgano_dask.detectors.base import Detector
-from pyimgano_dask.detectors.extras import is_installed
 from pyimgano_dask.errors import ConfigError
 
 # Modules that define detectors; each is imported when the registry is first read.
 DETECTOR_MODULES = ("pyimgano_dask.detectors.pixel_statistics", "pyimgano_dask.detectors.reference_difference")
 
 PYIMGANO_PREFIX = "pyimgano:"
+PYIMGANO_TAG = "pyimgano"
 
 _registry: dict[str, type[Detector[Any]]] = {}
 
@@ -50,17 +50,24 @@ def find_detector_type(name: str) -> type[Detector[Any]]:
 
 
 def find_configured_type(name: str) -> type[Detector[Any]]:
-    """The detector that a config names, which may be one of pyimgano's without the prefix; raises ConfigError."""
-    if name.startswith(PYIMGANO_PREFIX) or name in detector_types():
+    """The detector that a config names, which may be one of pyimgano's without the prefix; raises ConfigError.
+
+    Where both packages have a detector of this name, it is the one of this package.
+    """
+    known = detector_types()
+    if name.startswith(PYIMGANO_PREFIX) or name in known:
         return find_detector_type(name)
-    if _pyimgano_registry().pyimgano_knows(name):
+    try:
         return find_detector_type(PYIMGANO_PREFIX + name)
-    remedy = (
-        ""
-        if is_installed("pyimgano")
-        else ("; if it is a detector of the package pyimgano, install that with: pip install 'pyimgano-dask[pyimgano]'")
-    )
-    raise ConfigError(f"model.name: unknown detector {name!r}; known are {', '.join(detector_types())}{remedy}")
+    except ConfigError as error:
+        raise ConfigError(
+            f"model.name: {name!r} is none of {', '.join(known)}; and as a detector of the package pyimgano: {error}"
+        ) from None
+
+
+def pyimgano_names(tags: Collection[str] = ()) -> list[str]:
+    """Names of the detectors of the package pyimgano that have all these tags; raises ConfigError without it."""
+    return _pyimgano_registry().pyimgano_names(tags)  # type: ignore[no-any-return]
 
 
 def _pyimgano_registry() -> Any:

@@ -215,6 +215,9 @@ class TiledDetector(Detector[Any]):
     def with_state(self, state: State) -> Self:
         return self._around(self.inner.with_state(state))
 
+    def prepare(self) -> tuple[str, ...]:
+        return self.inner.prepare()
+
     def _around(self, inner: Detector[Any]) -> Self:
         return type(self)(inner, self._tile, self._stride, self._settings)
 
