@@ -103,7 +103,7 @@ def _made_type(model: str) -> type[Detector[Any]]:
     except Exception as error:  # its module may run anything, and lack any library
         raise ConfigError(f"{name} cannot be loaded here: {error}; see what pyimgano needs for it") from error
     entry = registry.MODEL_REGISTRY.info(model)
-    if entry.metadata.get("requires_checkpoint"):
+    if entry.metadata.get("requires_checkpoint") and not {"onnx", "torchscript"} & set(entry.tags):
         raise ConfigError(
             f"{name} runs checkpoints of other programs, which can run code of their maker when they are loaded; "
             "such detectors are not run here, export its model to ONNX"

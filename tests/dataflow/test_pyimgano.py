@@ -91,8 +91,13 @@ class TestConfigsOfPyimgano:
         (place / "theirs/model.pt").write_bytes(pickle.dumps(Trap()))
         path = place / "theirs/artifacts/infer_config.json"
         model = {
-            **{"name": "vision_ecod", "preset": None, "device": "cpu", "pretrained": False, "contamination": 0.1},
-            **{"model_kwargs": HIST, "checkpoint_path": None},
+            "name": "vision_ecod",
+            "preset": None,
+            "device": "cpu",
+            "pretrained": False,
+            "contamination": 0.1,
+            "model_kwargs": HIST,
+            "checkpoint_path": None,
         }
         tiling = {"tile_size": None, "stride": None, "score_reduce": "max", "score_topk": 0.1, "map_reduce": "max"}
         config = {

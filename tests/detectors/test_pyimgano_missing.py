@@ -42,7 +42,7 @@ def test_a_config_of_pyimgano_is_answered_with_the_remedy(place: Path) -> None:
     (place / "infer_config.json").write_text(json.dumps({"schema_version": 1, "model": {"name": "vision_ecod"}}))
     done = run_at(place, "--infer-config", "infer_config.json", "--input", "a.png", "--train-dir", "a.png")
     assert done.rc == 2
-    assert "model.name: 'vision_ecod' is none of vision_pixel_gaussian_map" in done.stderr
+    assert "model.name: 'vision_ecod' is none of " in done.stderr
     assert REMEDY in done.stderr
 
 
