@@ -56,6 +56,8 @@ class Detector(ABC, Generic[Arguments]):
     """Whether it learns what is normal at each place of a whole image, so that it can say little of a part of one."""
     gives_maps: ClassVar[bool] = True
     """Whether it gives an anomaly map beside each score; without, nothing can be located in an image."""
+    trains_network: ClassVar[bool] = False
+    """Whether fitting trains a network by gradient descent, in `finalize`, instead of summing up statistics."""
     extra: ClassVar[str | None] = None
     """The optional dependencies it needs, as `pip install pyimgano-dask[EXTRA]` names them."""
     model_file: ClassVar[str | None] = None
@@ -111,16 +113,17 @@ class Detector(ABC, Generic[Arguments]):
         """
         return self
 
-    def prepare(self) -> tuple[str, ...]:
-        """Do what the first prediction of a saved state would have to do first, and say in sentences what that was.
-
-        Called once where a state was loaded; raises ConfigError when nothing can be predicted with it.
-        """
-        return ()
-
     def with_model_file(self, path: str, files: ModelFiles) -> Self:
         """A copy that runs the model in this file, where the detector has a `model_file`; raises ConfigError."""
         raise ConfigError(f"{self.name} runs no model files; give a saved state (.npz) with --checkpoint-path")
+
+    def check(self) -> tuple[str, ...]:
+        """Raise ConfigError when the model file or the saved state it holds cannot run as its arguments say.
+
+        Called where a run begins, once the file is trusted. Returns sentences on what the user should know. Most have
+        nothing to check and nothing to say.
+        """
+        return ()
 
     @abstractmethod
     def select_training(self, n_images: int) -> Sequence[int]:

@@ -114,7 +114,7 @@ class PyimganoDetector(Detector[PyimganoArguments]):
         self._made()
         return self
 
-    def prepare(self) -> tuple[str, ...]:
+    def check(self) -> tuple[str, ...]:
         self._fitted()
         n_images = len(self.state()["png_bytes"])
         return (f"{self.name} was fitted anew on the {n_images} images in its saved state (docs/PYIMGANO.md)",)

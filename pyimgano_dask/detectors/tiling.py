@@ -215,8 +215,8 @@ class TiledDetector(Detector[Any]):
     def with_state(self, state: State) -> Self:
         return self._around(self.inner.with_state(state))
 
-    def prepare(self) -> tuple[str, ...]:
-        return self.inner.prepare()
+    def check(self) -> tuple[str, ...]:
+        return self.inner.check()
 
     def _around(self, inner: Detector[Any]) -> Self:
         return type(self)(inner, self._tile, self._stride, self._settings)

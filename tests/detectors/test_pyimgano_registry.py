@@ -115,7 +115,7 @@ def test_a_saved_state_is_fitted_anew_to_the_same_detector(model: str) -> None:
     again = decode_detector(data, "here.npz")
     assert type(again) is type(fitted(model))
     assert encode_detector(again) == data
-    (told,) = again.prepare()
+    (told,) = again.check()
     assert "fitted anew on the 12 images in its saved state" in told
     assert_same(again.predict(images()), fitted(model).predict(images()))
 

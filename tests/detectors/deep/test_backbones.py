@@ -191,10 +191,10 @@ class TestAnExtractorInAFile:
             detector.opened(ModelFiles(str(path.parent), trusts_code=True)).fit(draw_images(1, "rgb"))
 
     def test_other_files_are_refused(self, kind: str, path: Path) -> None:
-        for content in (b"", b"nothing", path.read_bytes()[:900]):
+        for content in (b"", b"nothing", path.read_bytes()[:900], pickle.dumps({})):
             (path.parent / "odd.pt").write_bytes(content)
             detector = Padim.create(backbone=kind, weights_path="odd.pt")
-            with pytest.raises(ConfigError, match=r"odd.pt' is not (a TorchScript module|an exported program)"):
+            with pytest.raises(ConfigError, match=r"odd.pt' (is|cannot be loaded as) .*torch"):
                 detector.opened(ModelFiles(str(path.parent), trusts_code=True))
 
 
@@ -210,16 +210,16 @@ def test_a_checkpoint_needs_no_file_of_weights(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.predict(images).scores, detector.predict(images).scores)
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:x", "mps", "meta"])
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "mps", "CPU", "cuda:0:1"])
 def test_a_device_that_is_none_is_refused(device: str) -> None:
-    with pytest.raises(ConfigError, match=f"--device: {device!r} is none of cpu, cuda"):
-        Padim.create(**SMALL, device=device).opened(ModelFiles())
+    with pytest.raises(ConfigError, match=f"device: {device!r}"):
+        Padim.create(**SMALL, device=device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_that_is_not_there_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"--device.*CUDA is not available"):
-        Padim.create(**SMALL, device="cuda").opened(ModelFiles())
+def test_a_process_without_the_device_says_so_for_each_image() -> None:
+    with pytest.raises(InputError, match=r"the device is cuda, which is not there.*--device cpu"):
+        Padim.create(**SMALL, device="cuda").accumulate(draw_images(1, "rgb"))
 
 
 def test_an_extractor_is_the_same_for_any_batch() -> None:
