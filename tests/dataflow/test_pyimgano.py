@@ -86,6 +86,15 @@ def test_a_detector_without_maps_says_so_when_maps_are_asked_for(place: Path) ->
         pyimgano_dask.infer(**flags_of("vision_ecod"), input="@list.txt", defects=True)
 
 
+def test_a_device_that_is_not_here_is_told_in_words(place: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cuda:99|torch"):
+        pyimgano_dask.infer(
+            **{**flags_of("vision_ecod"), "model": "pyimgano:vision_embedding_core", "model_kwargs": {}},
+            input="@list.txt",
+            device="cuda:99",
+        )
+
+
 class TestConfigsOfPyimgano:
     @pytest.fixture
     def config(self, place: Path) -> Path:
