@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyimgano_dask.dataflow.making import make_detector
 from pyimgano_dask.dataflow.plan import Chunk, chunked
-from pyimgano_dask.dataflow.preflight import make_detector, references_for
+from pyimgano_dask.dataflow.preflight import references_for
 from pyimgano_dask.dataflow.reading import ArrayReader, Failed, Reader
 from pyimgano_dask.dataflow.scheduler import Loss, Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import Clock, DetectorSource
-from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, usual_quantile
+from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, score_threshold, usual_quantile
 from pyimgano_dask.detectors.base import Detector, Image
 from pyimgano_dask.detectors.tiling import tiled
 from pyimgano_dask.errors import ConfigError, RunError
+from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings
-from pyimgano_dask.thresholds import score_quantile
 
 IN_THIS_PROCESS = ("sync", "threads")
 
@@ -67,10 +68,12 @@ class ImageScores:
 def fit(settings: InferSettings, images: NamedImages, base_dir: str) -> Fitted:
     """Make the detector of the settings, fit it where it is not fitted yet, and calibrate it on the same images.
 
-    The threshold is the quantile 1 - contamination of their scores, that of the settings or else the detector's own.
+    The threshold is the quantile 1 - contamination of their scores, that of the settings or else the detector's own,
+    unless the detector settles one while it is fitted.
     Raises ConfigError for settings that cannot work and where no image can be used.
     """
-    detector = tiled(make_detector(settings, base_dir), settings.adaptation.tiling)
+    made, told = make_detector(Resolved(settings), base_dir)
+    detector = tiled(made, settings.adaptation.tiling)
     reader = _reader(settings, detector, images, base_dir)
     training = TrainingImages(images, reader, settings.dataflow.chunk_size, called="X")
     with _scheduler_for(images, settings, base_dir) as scheduler:
@@ -79,16 +82,19 @@ def fit(settings: InferSettings, images: NamedImages, base_dir: str) -> Fitted:
         calibration = calibrate(
             scheduler, detector, training, pixel_quantile=None, roi_xyxy_norm=None, amp=settings.dataflow.amp
         )
-        warnings = (*scheduler.warnings, *calibration.warnings)
+        warnings = (*told, *scheduler.warnings, *calibration.warnings)
     chosen = settings.model.contamination
-    q = usual_quantile(detector.contamination if chosen is None else chosen)
-    return Fitted(detector, score_quantile(calibration.scores, q), warnings)
+    asked = None if chosen in (None, detector.contamination) else usual_quantile(chosen)
+    threshold, _ = score_threshold(detector, asked, calibration.scores)
+    return Fitted(detector, threshold, warnings)
 
 
 def score(
     settings: InferSettings, detector: Detector[Any], images: NamedImages, base_dir: str, *, with_maps: bool = False
 ) -> ImageScores:
     """Scores of images by a fitted detector; raises RunError where a chunk is lost with its workers."""
+    if with_maps and not detector.gives_maps:
+        raise ConfigError(f"{detector.name} scores whole images and gives no anomaly maps; choose one that does")
     source = DetectorSource(_reader(settings, detector, images, base_dir), detector, amp=settings.dataflow.amp)
     scores = np.full(images.count(), np.nan)
     maps: list[NDArray[np.float32] | None] = [None] * images.count()

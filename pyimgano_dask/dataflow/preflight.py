@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
-from pyimgano_dask.dataflow.detector_advice import chosen_arguments
+from pyimgano_dask.dataflow.faults import flag_named
+from pyimgano_dask.dataflow.making import make_detector
 from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
-from pyimgano_dask.detectors.checkpoint import decode_detector, is_checkpoint
-from pyimgano_dask.detectors.devices import DEVICES, is_here
-from pyimgano_dask.detectors.extras import EXTRAS, require
-from pyimgano_dask.detectors.model_files import ModelFiles
-from pyimgano_dask.detectors.registry import find_detector_type
 from pyimgano_dask.detectors.tiling import tiled
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
-from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings, StoredMapSettings
+from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
 from pyimgano_dask.storage.files import check_writable, kind_at, local_path, resolve
 from pyimgano_dask.transfers import ONCE, canonical
@@ -44,6 +39,7 @@ class Preflight:
     references: References | None
     pixel_threshold_source: PixelThresholdSource | None
     base_dir: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def lists(self) -> dict[str, tuple[int, str]]:
@@ -88,7 +84,9 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
     with profile.stage("load_model"):
-        detector = tiled(make_detector(settings, base_dir), settings.adaptation.tiling)
+        made, warnings = make_detector(resolved, base_dir)
+        detector = tiled(made, settings.adaptation.tiling)
+    _check_maps(settings, detector)
     references = references_for(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
@@ -106,7 +104,7 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
     source = _pixel_threshold_source(resolved) if settings.defects.enabled else None
     check_outputs(settings, base_dir, sources)
     _check_no_input_is_overwritten(settings, base_dir, inputs)
-    return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir)
+    return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir, warnings)
 
 
 def _check_no_input_is_overwritten(settings: InferSettings, base_dir: str, inputs: InputList) -> None:
@@ -125,18 +123,9 @@ def listed(specs: tuple[str, ...], base_dir: str, flag: str, kind: FileKind = IM
     if not specs:
         raise ConfigError(f"{flag} is missing; give an {kind.noun}, a folder, a glob or @list.txt")
     inputs = InputList(specs, base_dir=base_dir, kind=kind)
-    with _named(flag):
+    with flag_named(flag):
         inputs.check()
     return inputs
-
-
-@contextmanager
-def _named(flag: str) -> Iterator[None]:
-    """Put the flag before each line of a ConfigError."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError("\n".join(f"{flag}: {line}" for line in str(error).splitlines())) from None
 
 
 def references_for(settings: InferSettings, detector: Detector[Any], base_dir: str) -> References | None:
@@ -154,48 +143,24 @@ def references_for(settings: InferSettings, detector: Detector[Any], base_dir: s
             f"--reference-dir: {detector.name} compares with no reference; leave it out or choose a detector that does "
             "(--list-models --tags golden_reference)"
         )
-    with _named("--reference-dir"):
+    with flag_named("--reference-dir"):
         return find_references(folder, base_dir=base_dir)
 
 
-def make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
-    """The detector that the `model` block names, fitted where it names a saved state; raises ConfigError."""
-    model = settings.model
-    if model.name is None:
-        raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
-    detector_type = find_detector_type(model.name)
-    if detector_type.extra is not None:
-        require(detector_type.extra, detector_type.name)
-    kwargs = {**model.model_kwargs, **chosen_arguments(model, detector_type)}
-    _check_device(kwargs.get("device"), detector_type, settings.dataflow.scheduler)
-    files = ModelFiles(base_dir, model.trust_model_file, settings.checkpoint.sha256)
-    if model.checkpoint_path is None:
-        return detector_type.create(**kwargs).opened(files)
-    data = files.read(model.checkpoint_path, "--checkpoint-path")
-    if detector_type.model_file is not None and not is_checkpoint(data):
-        return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, files)
-    detector = decode_detector(data, model.checkpoint_path)
-    if detector.name != detector_type.name:
-        raise ConfigError(
-            f"--checkpoint-path: {model.checkpoint_path!r} holds a {detector.name}, but --model is {model.name}"
-        )
-    if detector.runs_code:
-        files.check_trust(data, model.checkpoint_path, "--checkpoint-path", "a detector around a model with code")
-    arguments = {**detector.arguments.model_dump(), **kwargs}
-    fitted = detector_type.create(**arguments).with_state(detector.state())
-    with _named("--checkpoint-path"):
-        fitted.check()
-    return fitted
-
-
-def _check_device(device: object, detector_type: type[Detector[Any]], scheduler: str) -> None:
-    """Raise ConfigError for a device that is not here, where the workers are on this machine."""
-    if detector_type.extra is None or scheduler not in LOCAL_SCHEDULERS:
+def _check_maps(settings: InferSettings, detector: Detector[Any]) -> None:
+    """Refuse to ask a detector for maps that gives none."""
+    if detector.gives_maps:
         return
-    if isinstance(device, str) and DEVICES.match(device) and not is_here(device, detector_type.extra):
+    asked = {
+        "--defects": settings.defects.enabled,
+        "--include-maps (adaptation.save_maps)": settings.adaptation.save_maps,
+        "--save-maps": settings.output.save_maps is not None,
+        "--save-overlays": settings.output.save_overlays is not None,
+    }
+    if any(asked.values()):
         raise ConfigError(
-            f"--device {device}: {EXTRAS[detector_type.extra]} finds no such device here; give --device cpu, or the "
-            "address of a cluster whose workers have it with --scheduler"
+            f"{', '.join(flag for flag, is_on in asked.items() if is_on)}: {detector.name} scores whole images and "
+            "gives no anomaly maps; leave this out, or choose a detector that does (--list-models --tags pixel_map)"
         )
 
 

@@ -29,7 +29,7 @@ from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_fold
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
-from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile, usual_quantile
+from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile, score_threshold
 from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
@@ -43,8 +43,6 @@ from pyimgano_dask.storage.files import write_atomic
 from pyimgano_dask.thresholds import (
     calibrated_pixel_provenance,
     fixed_pixel_provenance,
-    score_quantile,
-    score_threshold_provenance,
 )
 from pyimgano_dask.urls import join
 
@@ -75,6 +73,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
         profile.n_workers = scheduler.n_workers
         detector, thresholds, warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
         summary.warnings = (
+            *preflight.warnings,
             *scheduler.warnings,
             *warnings,
             *_unsuited_to_tiles(detector, settings),
@@ -117,7 +116,8 @@ def _trained(
     kept = folder.training
     if kept is None:
         return _train(preflight, settings, scheduler, progress, profile)
-    return _kept_detector(preflight, folder, kept), _thresholds_of(kept), kept.warnings
+    detector, told = _kept_detector(preflight, folder, kept)
+    return detector, _thresholds_of(kept), (*kept.warnings, *told)
 
 
 def _thresholds_of(kept: Training) -> Thresholds:
@@ -167,12 +167,8 @@ def _train(
                 amp=settings.dataflow.amp,
             )
         warnings = calibration.warnings
-        q = settings.training.calibration_quantile
-        if q is None:
-            q = usual_quantile(detector.contamination)
-        thresholds = Thresholds(
-            score_quantile(calibration.scores, q), score_threshold_provenance(calibration.scores, q, "train_dir")
-        )
+        asked = settings.training.calibration_quantile
+        thresholds = Thresholds(*score_threshold(detector, asked, calibration.scores))
         if wants_pixels and calibration.pixels is not None:
             with profile.stage("calibrate"):
                 value = pixel_quantile(
@@ -227,11 +223,14 @@ def _with_pixel(thresholds: Thresholds, value: float, provenance: Mapping[str, A
     return Thresholds(thresholds.score, thresholds.score_provenance, value, provenance)
 
 
-def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> Detector[Any]:
-    """The detector that an earlier session of this run worked with; ConfigError when it is not there any more."""
+def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> tuple[Detector[Any], tuple[str, ...]]:
+    """The detector that an earlier session of this run worked with, and what to know of it.
+
+    Raises ConfigError when it is not there any more.
+    """
     detector = preflight.detector
     if detector.is_fitted and _sha256(encode_detector(detector)) == kept.detector_sha256:
-        return detector
+        return detector, ()
     data = folder.read_detector()
     if detector.is_fitted or data is None:
         where = "--checkpoint-path" if detector.is_fitted else DETECTOR_NAME
@@ -239,7 +238,8 @@ def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> D
             f"--resume: {where} is not the detector that the run in {folder.run_dir!r} began with; bring it back, or "
             "start anew with --no-resume"
         )
-    return detector.with_state(decode_detector(data, DETECTOR_NAME).state())
+    loaded = detector.with_state(decode_detector(data, DETECTOR_NAME).state())
+    return loaded, loaded.check()
 
 
 def _sha256(data: bytes) -> str:

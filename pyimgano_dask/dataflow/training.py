@@ -19,7 +19,16 @@ from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.defects import RoiXyxyNorm
-from pyimgano_dask.thresholds import BucketHistogram, NeedsRefinement, PixelHistogram, refined_quantile
+from pyimgano_dask.thresholds import (
+    BucketHistogram,
+    NeedsRefinement,
+    PixelHistogram,
+    Provenance,
+    own_score_threshold_provenance,
+    refined_quantile,
+    score_quantile,
+    score_threshold_provenance,
+)
 
 SHOWN_FAULTS = 5
 DEFAULT_SCORE_QUANTILE = 0.995
@@ -47,6 +56,17 @@ class TrainingImages:
     def none_is_usable(self, faults: Sequence[str]) -> ConfigError:
         """The error that says why."""
         return ConfigError(f"{self.called}: none of its images can be used:\n" + "\n".join(faults))
+
+
+def score_threshold(
+    detector: Detector[Any], asked: float | None, scores: NDArray[np.float64]
+) -> tuple[float, Provenance]:
+    """The detector's own score threshold where no quantile is asked for, else the quantile of the training scores."""
+    own = detector.own_score_threshold
+    if asked is None and own is not None:
+        return own, own_score_threshold_provenance(scores, detector.contamination, "train_dir")
+    q = usual_quantile(detector.contamination) if asked is None else asked
+    return score_quantile(scores, q), score_threshold_provenance(scores, q, "train_dir")
 
 
 def usual_quantile(contamination: float | None) -> float:
@@ -211,7 +231,7 @@ def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
         scored, unusable = _predict(task, loaded)
         failed += unusable
         scores += [score for score, _ in scored]
-        crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
+        crops = _crops(scored, task.roi_xyxy_norm)
         counts.update(crop.size for crop in crops)
         if pixels is not None:
             pixels = pixels.merge(PixelHistogram.of(crops, pixels.q))
@@ -230,7 +250,8 @@ def _predict(task: _CalibrationTask, loaded: Sequence[Loaded]) -> tuple[list[Ans
     return scored, failed
 
 
-def _crops(maps: Sequence[NDArray[np.float32]], roi_xyxy_norm: RoiXyxyNorm | None) -> Sequence[NDArray[np.float32]]:
+def _crops(scored: Sequence[Answer], roi_xyxy_norm: RoiXyxyNorm | None) -> Sequence[NDArray[np.float32]]:
+    maps = [anomaly_map for _, anomaly_map in scored if anomaly_map is not None]
     if roi_xyxy_norm is None:
         return maps
     return [anomaly_map[roi_slices(roi_xyxy_norm, anomaly_map.shape)] for anomaly_map in maps]
@@ -255,7 +276,7 @@ def _refine_chunk(chunk: Chunk[str], task: _CalibrationTask) -> BucketHistogram:
     fine = BucketHistogram.of([], task.buckets)
     for loaded, _ in task.reader.groups(chunk.rows()):
         scored, _ = _predict(task, loaded)
-        crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
+        crops = _crops(scored, task.roi_xyxy_norm)
         fine = fine.merge(BucketHistogram.of(crops, task.buckets))
         del loaded, scored, crops
     return fine

@@ -17,10 +17,10 @@ def device_knob() -> Any:
 
 
 def is_here(device: str, extra: str) -> bool:
-    """Whether the library of an extra (`torch`, `onnx`) finds this device in this process."""
+    """Whether the library of an extra (`torch`, `onnx`; `pyimgano` has torch's) finds this device in this process."""
     if device == "cpu":
         return True
-    library = require(extra, f"device {device}")
+    library = require("torch" if extra == "pyimgano" else extra, f"device {device}")
     if extra == "onnx":
         providers: list[str] = library.get_available_providers()
         return "CUDAExecutionProvider" in providers

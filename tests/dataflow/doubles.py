@@ -148,6 +148,35 @@ class ReportsInferenceMode(TrainingFreeDetector[InferenceModeArguments]):
         return Prediction(np.full(len(images), score), maps)
 
 
+class ScoreOnlyArguments(Block):
+    """Arguments of `ScoresOnly`."""
+
+    own_threshold: float | None = knob(None, "What fitting would have settled.")
+
+
+class ScoresOnly(TrainingFreeDetector[ScoreOnlyArguments]):
+    """Scores the brightness of a whole image and gives no maps.
+
+    Not registered: the tests hand it over themselves.
+    """
+
+    name = "scores_only"
+    summary = "Has no maps."
+    tags = ("test",)
+    reference = "None."
+    arguments_type = ScoreOnlyArguments
+    gives_maps = False
+    color: Color = "gray"
+    contamination = 0.25
+
+    @property
+    def own_score_threshold(self) -> float | None:
+        return self.arguments.own_threshold
+
+    def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
+        return Prediction(np.array([image.mean() for image in images], dtype=np.float64), (None,) * len(images))
+
+
 class NoOp(TrainingFreeDetector[Block]):
     """Scores 0, with a map of zeros."""
 

@@ -123,7 +123,7 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
             copy.check()
         return copy
 
-    def check(self) -> None:
+    def check(self) -> tuple[str, ...]:
         """Load the model and run it once on grey images; raises ConfigError when it does not do as declared.
 
         Where this process lacks its device, it is tried on the CPU, since workers may have it.
@@ -138,6 +138,7 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
                 f"it fails on {plan.batch_size} grey image(s) of {plan.height} x {plan.width} pixels: {error}; declare "
                 "input_hw, color, layout or batch_size with --model-kwargs where the file does not say them"
             ) from None
+        return ()
 
     def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
         """Score a batch of images of any sizes.
