@@ -44,7 +44,7 @@ def _lines(speed: dict[str, Any]) -> Iterator[str]:
             f"`{name}`",
             detector_type.summary,
             ", ".join(_needs(detector_type)) or "nothing",
-            "yes",
+            "yes" if detector_type.gives_maps else "no",
             _learns(detector_type),
             "yes" if "device" in detector_type.arguments_type.model_fields else "no",
             detector_type.reference,

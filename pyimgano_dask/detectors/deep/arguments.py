@@ -11,7 +11,7 @@ from pyimgano_dask.settings.knob import Block, knob
 RESNETS = ("resnet18", "resnet50", "wide_resnet50_2")
 ALIASES = {"wide_resnet50": "wide_resnet50_2"}
 FILES = {"torchscript": TORCHSCRIPT, "torch_export": TORCH_EXPORT}
-LIBRARIES = ("timm", "torchvision")
+LIBRARIES = ("torchvision", "timm")
 
 
 class BackboneArguments(Block):
@@ -45,7 +45,7 @@ class BackboneArguments(Block):
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""
         library, colon, name = self.backbone.partition(":")
-        known = library in LIBRARIES and name if colon else self.architecture in (*RESNETS, *FILES)
+        known = bool(library in LIBRARIES and name) if colon else self.architecture in (*RESNETS, *FILES)
         if not known:
             raise ValueError(
                 f"backbone {self.backbone!r} is unknown; it is one of {', '.join((*RESNETS, *FILES))}, timm:NAME or "
@@ -53,6 +53,8 @@ class BackboneArguments(Block):
             )
         if self.backbone in FILES and self.weights_path is None:
             raise ValueError(f"backbone {self.backbone} needs weights_path, {FILES[self.backbone]}")
+        if library == "torchvision" and self.layers is None:
+            raise ValueError(f"backbone {self.backbone} needs layers, the names of its nodes to use, such as layer1")
         if self.layers is not None:
             self._check_layers(self.layers)
 
@@ -60,6 +62,8 @@ class BackboneArguments(Block):
         stages = tuple(f"layer{number}" for number in range(1, 5))
         if not layers or len(set(layers)) < len(layers):
             raise ValueError(f"layers must name at least one output, each once, got {list(layers)}")
+        if self.backbone.startswith("timm:") and not all(layer.isdecimal() for layer in layers):
+            raise ValueError(f"layers of {self.backbone} are its stages by number from 0, got {', '.join(layers)}")
         if self.architecture in RESNETS and not set(layers) <= set(stages):
             raise ValueError(f"layers of {self.backbone} are {', '.join(stages)}, got {', '.join(layers)}")
 

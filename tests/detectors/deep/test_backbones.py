@@ -222,6 +222,33 @@ def test_a_process_without_the_device_says_so_for_each_image() -> None:
         Padim.create(**SMALL, device="cuda").accumulate(draw_images(1, "rgb"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"backbone": "torchvision:resnet34"}, "torchvision:resnet34 needs layers"),
+        ({"backbone": "timm:resnet34", "layers": ["layer1"]}, "stages by number from 0, got layer1"),
+        ({"backbone": "torchscript"}, "torchscript needs weights_path, a TorchScript file"),
+    ],
+)
+def test_what_a_backbone_needs_is_said_with_the_arguments(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Padim.create(**arguments)
+
+
+@pytest.mark.parametrize(("library", "layers"), [("torchvision", LAYERS), ("timm", ("1", "2"))])
+def test_networks_of_libraries_give_the_features_of_the_same_network_here(
+    tmp_path: Path, library: str, layers: tuple[str, ...]
+) -> None:
+    pytest.importorskip(library, reason=f"{library} is not installed", exc_type=ImportError)
+    path = saved(tmp_path / "w.pth", net_of(7, layers=("layer1", "layer2", "layer3", "layer4")).state_dict())
+    own = opened(path)
+    theirs = Padim.create(image_size=32, backbone=f"{library}:resnet18", layers=layers, weights_path=path.name).opened(
+        ModelFiles(str(tmp_path))
+    )
+    for one, other in zip(features_of(theirs), features_of(own), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
 def test_an_extractor_is_the_same_for_any_batch() -> None:
     detector = Padim.create(**SMALL)
     extractor = detector.extractor.get()
