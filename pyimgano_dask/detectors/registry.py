@@ -11,8 +11,10 @@ from pyimgano_dask.errors import ConfigError
 
 # Modules that define detectors; each is imported when the registry is first read.
 DETECTOR_MODULES = (
+    "pyimgano_dask.detectors.deep.autoencoder",
     "pyimgano_dask.detectors.deep.padim",
     "pyimgano_dask.detectors.deep.patchcore",
+    "pyimgano_dask.detectors.deep.stfpm",
     "pyimgano_dask.detectors.exported.onnx_model",
     "pyimgano_dask.detectors.exported.torch_models",
     "pyimgano_dask.detectors.pixel_statistics",

@@ -188,8 +188,9 @@ class DataflowSettings(Block):
     )
     threads_per_task: int = knob(
         1,
-        "Threads that OpenCV, BLAS and torch use inside a task; for detectors that gain more from them than from "
-        "further workers. Changes no result.",
+        "Threads that OpenCV, BLAS and torch use inside a task, and to train a network; for detectors that gain more "
+        "from them than from further workers. Changes no result of detectors without networks, and the last digits of "
+        "those with.",
         flag="--threads-per-task",
         metavar="N",
         ge=1,

@@ -23,8 +23,10 @@ Workplace = Callable[[str], Path]
 
 SMALL = {"image_size": 48, "weights_path": "weights.pth"}
 MODELS: dict[str, dict[str, Any]] = {
+    "vision_autoencoder": {"image_size": 32, "base_channels": 4, "latent_dim": 6, "epochs": 2},
     "vision_padim": {**SMALL, "d_reduced": 10},
     "vision_patchcore": {**SMALL, "coreset_sampling_ratio": 0.2},
+    "vision_stfpm": {**SMALL, "image_size": 64, "layers": ["layer1"], "epochs": 1},
 }
 RUN: dict[str, Any] = {
     "input": "set/test/scratch",

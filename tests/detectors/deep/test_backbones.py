@@ -13,9 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="backbones need torch")
 
-from pyimgano_dask.detectors.deep.backbones import FeatureExtractor, resize_square  # noqa: E402
+from pyimgano_dask.detectors.deep.backbones import FeatureExtractor  # noqa: E402
 from pyimgano_dask.detectors.deep.padim import Padim  # noqa: E402
 from pyimgano_dask.detectors.deep.resnet import ResNet, initialise  # noqa: E402
+from pyimgano_dask.detectors.deep.squares import resize_square  # noqa: E402
 from pyimgano_dask.detectors.model_files import ModelFiles  # noqa: E402
 from pyimgano_dask.errors import ConfigError, InputError  # noqa: E402
 from tests.detectors.images import draw_images  # noqa: E402
