@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +13,15 @@ from pyimgano_dask.synthesis import InspectionSet, write_inspection_set
 from tests.cluster import ROOT as ROOT
 from tests.cluster import DaskCluster, start_cluster
 from tests.cluster import wait_until as wait_until
+from tests.commands import Ended as Ended
+from tests.commands import infer_command as infer_command
+from tests.commands import rescore_command as rescore_command
+from tests.commands import run_python as run_python
 
 if TYPE_CHECKING:
     from tests.object_store import Bucket, ObjectStore
 
 N_TRAIN = 12
-COMMAND_TIMEOUT_S = 120
 
 
 def hashes_below(folder: Path) -> dict[str, str]:
@@ -70,34 +69,6 @@ def workplace(
         return place
 
     return make
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A command that has ended."""
-
-    rc: int
-    stdout: str
-    stderr: str
-
-
-def run_python(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
-    """Run this Python with `arguments` in the folder `cwd`, to its end."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=COMMAND_TIMEOUT_S,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def infer_command(*flags: object, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
-    """Run `pyimgano-infer` as a process of its own."""
-    return run_python("-m", "pyimgano_dask.cli.infer", *map(str, flags), cwd=cwd, env=env)
 
 
 @pytest.fixture(scope="session")
