@@ -12,11 +12,11 @@ import pytest
 from pyimgano_dask.synthesis import InspectionSet, write_inspection_set
 from tests.cluster import ROOT as ROOT
 from tests.cluster import DaskCluster, start_cluster
-from tests.cluster import wait_until as wait_until
 from tests.commands import Ended as Ended
 from tests.commands import infer_command as infer_command
 from tests.commands import rescore_command as rescore_command
 from tests.commands import run_python as run_python
+from tests.waiting import wait_until as wait_until
 
 if TYPE_CHECKING:
     from tests.object_store import Bucket, ObjectStore
