@@ -12,16 +12,22 @@ import numpy as np
 from pyimgano_dask.defects.kernels import only_labels
 
 for name in (
-    "cli.console",
-    "cli.flags",
-    "cli.profile",
-    "cli.shell",
-    "dataflow.detector_advice",
-    "dataflow.local_schedulers",
-    "dataflow.rescore",
-    "dataflow.run",
+    "distributed",
+    "pyimgano_dask.cli.console",
+    "pyimgano_dask.cli.flags",
+    "pyimgano_dask.cli.profile",
+    "pyimgano_dask.cli.shell",
+    "pyimgano_dask.dataflow.cluster_scheduler",
+    "pyimgano_dask.dataflow.clusters",
+    "pyimgano_dask.dataflow.detector_advice",
+    "pyimgano_dask.dataflow.local_schedulers",
+    "pyimgano_dask.dataflow.rescore",
+    "pyimgano_dask.dataflow.run",
+    "pyimgano_dask.detectors.pixel_statistics",
+    "pyimgano_dask.detectors.reference_difference",
+    "pyimgano_dask.storage.zarr_store",
 ):
-    import_module(f"pyimgano_dask.{name}")
+    import_module(name)
 
 # The first kernel of a process readies numba. It starts no thread, which a fork would lose.
 only_labels(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.int32), np.zeros(1, np.bool_))
