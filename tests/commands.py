@@ -90,14 +90,14 @@ class Fork:
 
 
 @contextmanager
-def started_module(module: str, *arguments: str, cwd: Path) -> Iterator[Fork]:
+def started_module(module: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Fork]:
     """`python -m module` in the folder `cwd`, as a fork; with all that it has started it is gone after the block."""
     with TemporaryDirectory() as folder:
         outputs = Path(folder, "stdout"), Path(folder, "stderr")
         for output in outputs:
             output.touch()
         begun, begins = get_context("forkserver").Pipe(duplex=False)
-        given = (module, arguments, str(cwd), dict(os.environ), outputs, begins)
+        given = (module, arguments, str(cwd), {**os.environ, **(env or {})}, outputs, begins)
         process = _context().Process(target=_be_the_module, args=given)
         process.start()
         begins.close()
@@ -110,9 +110,14 @@ def started_module(module: str, *arguments: str, cwd: Path) -> Iterator[Fork]:
             process.join()
 
 
-def run_module(module: str, *arguments: str, cwd: Path) -> tuple[int, bytes, bytes]:
-    """Run `python -m module` as a fork in the folder `cwd`, to its end; its exit code and both its outputs."""
-    with started_module(module, *arguments, cwd=cwd) as fork:
+def run_module(
+    module: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
+) -> tuple[int, bytes, bytes]:
+    """Run `python -m module` as a fork in the folder `cwd`, to its end; its exit code and both its outputs.
+
+    `env` has no variables that are read when Python starts or a module is imported.
+    """
+    with started_module(module, *arguments, cwd=cwd, env=env) as fork:
         return fork.wait(), fork.stdout, fork.stderr
 
 

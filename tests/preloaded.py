@@ -26,6 +26,7 @@ for name in (
     "pyimgano_dask.detectors.pixel_statistics",
     "pyimgano_dask.detectors.reference_difference",
     "pyimgano_dask.storage.zarr_store",
+    "s3fs",
 ):
     import_module(name)
 

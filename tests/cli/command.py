@@ -46,10 +46,11 @@ def command(
 ) -> Answer:
     """Run a command in a process of its own; it never shows a traceback unless --debug is among the arguments.
 
-    The process is a fresh one where it gets `env` or `stdout`, or where root `may_be_denied` what a user is.
+    The process is a fresh one where it gets `stdout` or another `env` than a width, or where root `may_be_denied` what
+    a user is.
     """
     name = f"pyimgano_dask.cli.{module}"
-    if env or stdout is not None or may_be_denied:
+    if stdout is not None or may_be_denied or set(env or ()) - {"COLUMNS"}:
         done = subprocess.run(
             [*(_AS_A_USER if may_be_denied else ()), sys.executable, "-m", name, *arguments],
             cwd=cwd,
@@ -62,7 +63,7 @@ def command(
         )
         code, out, err = done.returncode, done.stdout or b"", done.stderr
     else:
-        code, out, err = run_module(name, *arguments, cwd=cwd)
+        code, out, err = run_module(name, *arguments, cwd=cwd, env=env)
     answer = Answer(code, out, err.decode("utf-8", "backslashreplace"))
     assert ("Traceback" in answer.stderr) <= ("--debug" in arguments), answer.stderr
     return answer
