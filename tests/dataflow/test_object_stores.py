@@ -14,9 +14,9 @@ import zarr
 import pyimgano_dask
 from pyimgano_dask import ConfigError, RunError
 from pyimgano_dask.dataflow.inspection import RunSummary
-from tests.cluster import DaskCluster, start_cluster
+from tests.cluster import start_cluster
 from tests.conftest import Ended, hashes_below, infer_command, rescore_command
-from tests.object_store import Bucket, CutLine, ObjectStore, closed_port, cut_line, reached_by
+from tests.object_store import Bucket, CutLine, closed_port, cut_line, reached_by
 
 MODEL = "vision_pixel_mean_absdiff_map"
 DEFECTS = ("--defects", "--batch-size", "4", "--include-maps")
@@ -73,14 +73,6 @@ def on_disk(place: Path) -> Ended:
     """The run that all others must equal."""
     artifacts = ("--save-maps", "maps", "--save-masks", "masks", "--save-overlays", "overlays")
     return fitted(place, "--input", "set/test", *artifacts, fresh=True)
-
-
-@pytest.fixture(scope="module")
-def apart(place: Path, object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
-    """A cluster whose workers reach the store, and not the folder of the client."""
-    folder = tmp_path_factory.mktemp("apart")
-    with start_cluster(folder, 2, hidden=place.resolve(), env=object_store.env) as cluster:
-        yield cluster
 
 
 @pytest.fixture
@@ -158,17 +150,18 @@ class TestArtifacts:
 
     @pytest.mark.cluster
     def test_workers_of_a_cluster_write_them(
-        self, bucket: Bucket, place: Path, inputs: str, on_disk: Ended, apart: DaskCluster
+        self, bucket: Bucket, place: Path, inputs: str, on_disk: Ended, tmp_path: Path
     ) -> None:
-        flags = ("--save-maps", bucket.url("maps"), "--scheduler", apart.address)
-        ended = fitted(place, "--input", inputs, *flags)
+        with start_cluster(tmp_path, n_workers=2) as cluster:
+            flags = ("--save-maps", bucket.url("maps"), "--scheduler", cluster.address)
+            ended = fitted(place, "--input", inputs, *flags)
         assert ended.rc == 0, ended.stderr
         assert bucket.hashes("maps") == hashes_below(place / "maps")
 
 
 @pytest.mark.cluster
 def test_workers_without_the_disk_of_the_client_leave_the_same_bytes(
-    bucket: Bucket, place: Path, inputs: str, apart: DaskCluster
+    bucket: Bucket, place: Path, inputs: str, tmp_path: Path
 ) -> None:
     """The detector travels with the job, everything else goes through the store."""
     here = (*("--save-masks", "apart/masks", "--save-overlays", "apart/overlays", "--save-maps", "apart/maps.zarr"),)
@@ -178,7 +171,8 @@ def test_workers_without_the_disk_of_the_client_leave_the_same_bytes(
         *("--save-maps", bucket.url("apart/maps.zarr"), "--save-jsonl", bucket.url("apart/records.jsonl")),
         *("--run-dir", bucket.url("apart-run")),
     )
-    ended = fitted(place, "--input", inputs, *there, "--scheduler", apart.address)
+    with start_cluster(tmp_path / "cluster", 2, hidden=place.resolve()) as cluster:
+        ended = fitted(place, "--input", inputs, *there, "--scheduler", cluster.address)
     assert ended.rc == 0, ended.stderr
     ours, theirs = bucket.hashes("apart"), hashes_below(place / "apart")
     assert ours.keys() == theirs.keys()
