@@ -22,7 +22,7 @@ from distributed import Client
 from distributed.security import Security
 from distributed.versions import VersionMismatchWarning
 
-from tests.waiting import WAIT_TIMEOUT_S, wait_until
+from tests.waiting import WAIT_TIMEOUT_S, stop_group, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 # Run in a mount namespace of its own: an empty folder of the same path takes the place of $0.
@@ -197,7 +197,7 @@ class DaskCluster:
 
     def pause_worker(self, number: int) -> None:
         """Let a worker say and do nothing more until it is resumed, as behind a cut network."""
-        os.killpg(self.workers[number].pid, signal.SIGSTOP)
+        stop_group(self.workers[number].pid)
 
     def resume_worker(self, number: int) -> None:
         """Let a paused worker go on."""

@@ -70,10 +70,6 @@ class Fork:
             raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s)
         return self._process.exitcode
 
-    def signal(self, number: int) -> None:
-        """Send a signal to it, and to all that it has started."""
-        os.killpg(self.pid, number)
-
     def terminate(self) -> None:
         """Ask it to end."""
         self._process.terminate()

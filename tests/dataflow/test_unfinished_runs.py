@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tests.dataflow.resuming import (
     shards,
     started,
 )
+from tests.waiting import stop_group
 
 Workplace = Callable[[str], Path]
 
@@ -149,7 +149,7 @@ class TestAnUnfinishedRun:
         n_before = len(shards(place))
         with started(place, "--resume", "--scheduler", "sync") as run:
             wait_until(lambda: len(shards(place)) > n_before, "the run goes on")
-            run.signal(signal.SIGSTOP)
+            stop_group(run.pid)
             done = resume(place)
         assert done.rc == 2
         assert "another run is at work in" in done.stderr
