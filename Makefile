@@ -42,6 +42,7 @@ types: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pyimgano_dask.settings.reference docs
+	$(BIN)/python -m pyimgano_dask.detectors.index docs
 
 pictures: demo
 	$(BIN)/python docs/make_pictures.py

@@ -14,7 +14,8 @@ from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, is_checkpoint
-from pyimgano_dask.detectors.extras import require
+from pyimgano_dask.detectors.devices import DEVICES, is_here
+from pyimgano_dask.detectors.extras import EXTRAS, require
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.registry import find_detector_type
 from pyimgano_dask.detectors.tiling import tiled
@@ -22,7 +23,7 @@ from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
 from pyimgano_dask.settings.resolve import Resolved
-from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
+from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings, StoredMapSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
 from pyimgano_dask.storage.files import check_writable, kind_at, local_path, resolve
 from pyimgano_dask.transfers import ONCE, canonical
@@ -57,7 +58,12 @@ class Preflight:
     def reader(self, settings: InferSettings, *, with_display: bool = False) -> Reader:
         """How images are read for the detector."""
         return Reader(
-            self.base_dir, self.detector.color, settings.inputs.max_image_pixels, with_display, self.references
+            self.base_dir,
+            self.detector.color,
+            settings.inputs.max_image_pixels,
+            with_display,
+            self.references,
+            settings.preprocessing.illumination_contrast,
         )
 
 
@@ -82,8 +88,8 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
     with profile.stage("load_model"):
-        detector = tiled(_make_detector(settings, base_dir), settings.adaptation.tiling)
-    references = _find_references(settings, detector, base_dir)
+        detector = tiled(make_detector(settings, base_dir), settings.adaptation.tiling)
+    references = references_for(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
     if not detector.is_fitted and training is None:
@@ -133,7 +139,8 @@ def _named(flag: str) -> Iterator[None]:
         raise ConfigError("\n".join(f"{flag}: {line}" for line in str(error).splitlines())) from None
 
 
-def _find_references(settings: InferSettings, detector: Detector[Any], base_dir: str) -> References | None:
+def references_for(settings: InferSettings, detector: Detector[Any], base_dir: str) -> References | None:
+    """The references of a detector that needs them; raises ConfigError where they and the detector do not fit."""
     folder = settings.model.reference_dir
     if folder is None:
         if detector.needs_reference:
@@ -151,7 +158,8 @@ def _find_references(settings: InferSettings, detector: Detector[Any], base_dir:
         return find_references(folder, base_dir=base_dir)
 
 
-def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
+def make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
+    """The detector that the `model` block names, fitted where it names a saved state; raises ConfigError."""
     model = settings.model
     if model.name is None:
         raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
@@ -159,6 +167,7 @@ def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
     if detector_type.extra is not None:
         require(detector_type.extra, detector_type.name)
     kwargs = {**model.model_kwargs, **chosen_arguments(model, detector_type)}
+    _check_device(kwargs.get("device"), detector_type, settings.dataflow.scheduler)
     files = ModelFiles(base_dir, model.trust_model_file, settings.checkpoint.sha256)
     if model.checkpoint_path is None:
         return detector_type.create(**kwargs).opened(files)
@@ -173,7 +182,21 @@ def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
     if detector.runs_code:
         files.check_trust(data, model.checkpoint_path, "--checkpoint-path", "a detector around a model with code")
     arguments = {**detector.arguments.model_dump(), **kwargs}
-    return detector_type.create(**arguments).with_state(detector.state())
+    fitted = detector_type.create(**arguments).with_state(detector.state())
+    with _named("--checkpoint-path"):
+        fitted.check()
+    return fitted
+
+
+def _check_device(device: object, detector_type: type[Detector[Any]], scheduler: str) -> None:
+    """Raise ConfigError for a device that is not here, where the workers are on this machine."""
+    if detector_type.extra is None or scheduler not in LOCAL_SCHEDULERS:
+        return
+    if isinstance(device, str) and DEVICES.match(device) and not is_here(device, detector_type.extra):
+        raise ConfigError(
+            f"--device {device}: {EXTRAS[detector_type.extra]} finds no such device here; give --device cpu, or the "
+            "address of a cluster whose workers have it with --scheduler"
+        )
 
 
 def _what_it_lacks(detector: Detector[Any]) -> str:

@@ -29,7 +29,7 @@ from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_fold
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
-from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile
+from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile, usual_quantile
 from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
@@ -47,8 +47,6 @@ from pyimgano_dask.thresholds import (
     score_threshold_provenance,
 )
 from pyimgano_dask.urls import join
-
-DEFAULT_SCORE_QUANTILE = 0.995
 
 
 def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) -> RunSummary:
@@ -80,7 +78,8 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             *scheduler.warnings,
             *warnings,
             *_unsuited_to_tiles(detector, settings),
-            *_of_other_tiles(resolved, preflight),
+            *_without_colours(detector, settings),
+            *_calibrated_otherwise(resolved, preflight),
         )
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
         stack.enter_context(folder.begun())
@@ -170,7 +169,7 @@ def _train(
         warnings = calibration.warnings
         q = settings.training.calibration_quantile
         if q is None:
-            q = DEFAULT_SCORE_QUANTILE if detector.contamination is None else 1 - detector.contamination
+            q = usual_quantile(detector.contamination)
         thresholds = Thresholds(
             score_quantile(calibration.scores, q), score_threshold_provenance(calibration.scores, q, "train_dir")
         )
@@ -194,14 +193,25 @@ def _train(
     return detector, thresholds, warnings
 
 
-def _of_other_tiles(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
-    """What to know of thresholds that come from a config whose tiles are not those of the flags."""
-    changed = any(path[:2] == ("adaptation", "tiling") for path in resolved.explicit)
+def _calibrated_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
+    """What to know of thresholds from a config whose tiles or correction are not those of the flags."""
     has_threshold = resolved.settings.threshold is not None or preflight.pixel_threshold_source == "infer_config"
-    if changed and has_threshold and preflight.training is None:
+    if preflight.training is not None or not has_threshold:
+        return
+    for flags, block in (("tile flags", ("adaptation", "tiling")), ("illumination flags", ("preprocessing",))):
+        if any(path[: len(block)] == block for path in resolved.explicit):
+            yield (
+                f"{flags} change scores and maps, and the thresholds of the config were calibrated without them; "
+                "give --train-dir to calibrate anew"
+            )
+
+
+def _without_colours(detector: Detector[Any], settings: InferSettings) -> Iterator[str]:
+    white_balance = settings.preprocessing.illumination_contrast.white_balance
+    if detector.color == "gray" and white_balance != "none":
         yield (
-            "tile flags change scores and maps, and the thresholds of the config were calibrated without them; "
-            "give --train-dir to calibrate anew"
+            f"--white-balance {white_balance} does nothing: {detector.name} reads images in grey; "
+            "let it read colours where it can (see its arguments), or leave the flag out"
         )
 
 
@@ -242,6 +252,7 @@ def _plain(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any], thresholds: Thresholds) -> None:
     """Leave an infer config beside the fitted detector: the next run needs no training images."""
+    correction = settings.preprocessing.illumination_contrast
     model = {
         **settings.model.model_dump(mode="json", exclude_none=True, exclude={"trust_model_file"}),
         "name": detector.name,
@@ -255,6 +266,7 @@ def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any],
         },
         "checkpoint": {"path": DETECTOR_NAME, "sha256": _sha256(encode_detector(detector))},
         "adaptation": {"save_maps": settings.wants_maps, **_tiling(settings.adaptation.tiling)},
+        "preprocessing": {"illumination_contrast": correction.model_dump(mode="json") if correction.is_on else None},
         **stored_settings(settings, thresholds),
     }
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"

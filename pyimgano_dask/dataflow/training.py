@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +17,40 @@ from pyimgano_dask.dataflow.sources import Answer, infer
 from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State
 from pyimgano_dask.errors import ConfigError, InputError
-from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.settings.defects import RoiXyxyNorm
 from pyimgano_dask.thresholds import BucketHistogram, NeedsRefinement, PixelHistogram, refined_quantile
 
 SHOWN_FAULTS = 5
+DEFAULT_SCORE_QUANTILE = 0.995
+
+
+class ImageNames(Protocol):
+    """Names of images in a fixed order, as often as they are iterated."""
+
+    def count(self) -> int:
+        """How many there are."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Each of them."""
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The normal images: where they are listed and how they are read, `chunk_size` to a task."""
+    """The normal images: their names and how they are read, `chunk_size` to a task; errors call them `called`."""
 
-    inputs: InputList
+    inputs: ImageNames
     reader: Reader
     chunk_size: int
+    called: str = "--train-dir"
+
+    def none_is_usable(self, faults: Sequence[str]) -> ConfigError:
+        """The error that says why."""
+        return ConfigError(f"{self.called}: none of its images can be used:\n" + "\n".join(faults))
+
+
+def usual_quantile(contamination: float | None) -> float:
+    """The quantile of normal scores that becomes the score threshold where none is asked for."""
+    return DEFAULT_SCORE_QUANTILE if contamination is None else 1 - contamination
 
 
 @dataclass(frozen=True)
@@ -56,11 +76,11 @@ def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: Training
         (detector, images.reader),
     )
     if merged.state is None:
-        raise ConfigError("--train-dir: none of its images can be used:\n" + "\n".join(merged.faults))
+        raise images.none_is_usable(merged.faults)
     return detector.finalize(merged.state)
 
 
-def _take(inputs: InputList, chosen: Sequence[int]) -> Iterator[str]:
+def _take(inputs: ImageNames, chosen: Sequence[int]) -> Iterator[str]:
     """The inputs at ascending positions, lazily."""
     wanted = iter(chosen)
     position = next(wanted, None)
@@ -149,7 +169,7 @@ def calibrate(
         _calibrate_chunk, _merge_calibrations, chunked(images.inputs, images.chunk_size), task
     )
     if not len(calibration.scores):
-        raise ConfigError("--train-dir: none of its images can be used:\n" + "\n".join(calibration.faults))
+        raise images.none_is_usable(calibration.faults)
     roi_is_empty = calibration.roi_pixel_counts == {0}
     if roi_xyxy_norm is not None and roi_is_empty:
         whole = calibrate(scheduler, detector, images, pixel_quantile=pixel_quantile, roi_xyxy_norm=None, amp=amp)

@@ -54,6 +54,8 @@ class Detector(ABC, Generic[Arguments]):
     """Whether each image is compared with a defect-free image of its own (`--reference-dir`)."""
     is_position_bound: ClassVar[bool] = False
     """Whether it learns what is normal at each place of a whole image, so that it can say little of a part of one."""
+    trains_network: ClassVar[bool] = False
+    """Whether fitting trains a network by gradient descent, in `finalize`, instead of summing up statistics."""
     extra: ClassVar[str | None] = None
     """The optional dependencies it needs, as `pip install pyimgano-dask[EXTRA]` names them."""
     model_file: ClassVar[str | None] = None
@@ -97,6 +99,12 @@ class Detector(ABC, Generic[Arguments]):
     def with_model_file(self, path: str, files: ModelFiles) -> Self:
         """A copy that runs the model in this file, where the detector has a `model_file`; raises ConfigError."""
         raise ConfigError(f"{self.name} runs no model files; give a saved state (.npz) with --checkpoint-path")
+
+    def check(self) -> None:
+        """Raise ConfigError when the model file it holds cannot run as its arguments say.
+
+        Called where a run begins, once the file is trusted. The others have nothing to check.
+        """
 
     @abstractmethod
     def select_training(self, n_images: int) -> Sequence[int]:

@@ -13,6 +13,8 @@ from pyimgano_dask.errors import ConfigError
 DETECTOR_MODULES = (
     "pyimgano_dask.detectors.deep.padim",
     "pyimgano_dask.detectors.deep.patchcore",
+    "pyimgano_dask.detectors.exported.onnx_model",
+    "pyimgano_dask.detectors.exported.torch_models",
     "pyimgano_dask.detectors.pixel_statistics",
     "pyimgano_dask.detectors.reference_difference",
 )

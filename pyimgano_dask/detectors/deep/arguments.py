@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyimgano_dask.detectors.devices import device_knob
+from pyimgano_dask.detectors.exported.formats import TORCH_EXPORT, TORCHSCRIPT
 from pyimgano_dask.settings.knob import Block, knob
 
 RESNETS = ("resnet18", "resnet50", "wide_resnet50_2")
 ALIASES = {"wide_resnet50": "wide_resnet50_2"}
-FILES = {"torchscript": "a TorchScript module", "torch_export": "an exported program"}
+FILES = {"torchscript": TORCHSCRIPT, "torch_export": TORCH_EXPORT}
 LIBRARIES = ("timm", "torchvision")
 
 
@@ -37,7 +39,7 @@ class BackboneArguments(Block):
         "Otherwise a ResNet starts from random weights.",
     )
     image_size: int = knob(224, "Side of the square that images are resized to, in pixels.", ge=16, le=4096)
-    device: str | None = knob(None, "cpu, cuda or cuda:N (default: cuda where there is one).")
+    device: str | None = device_knob()
     random_state: int = knob(0, "Seed of everything drawn at random.", ge=0)
 
     def model_post_init(self, context: Any, /) -> None:
@@ -50,7 +52,7 @@ class BackboneArguments(Block):
                 "torchvision:NAME"
             )
         if self.backbone in FILES and self.weights_path is None:
-            raise ValueError(f"backbone {self.backbone} needs weights_path, the file of {FILES[self.backbone]}")
+            raise ValueError(f"backbone {self.backbone} needs weights_path, {FILES[self.backbone]}")
         if self.layers is not None:
             self._check_layers(self.layers)
 

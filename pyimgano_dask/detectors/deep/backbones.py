@@ -15,11 +15,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch.jit._fuser import optimized_execution
 
 from pyimgano_dask.detectors.base import Image, State
 from pyimgano_dask.detectors.deep.arguments import FILES, LIBRARIES, RESNETS, BackboneArguments
 from pyimgano_dask.detectors.deep.resnet import ResNet, fused, initialise
+from pyimgano_dask.detectors.devices import is_here
+from pyimgano_dask.detectors.exported.formats import format_of
+from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.detectors.model_files import ModelFiles
+from pyimgano_dask.detectors.torch_files import load_program, load_torchscript
 from pyimgano_dask.errors import ConfigError, InputError
 
 CODE = "code"
@@ -33,25 +38,16 @@ CUDA_BATCH = 32
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, AttributeError, ImportError)
 
 
-def check_device(device: str | None) -> None:
-    """Raise ConfigError for a device that torch does not know, or that is not here."""
-    if device is None:
-        return
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ConfigError(f"--device: {device!r} is none of cpu, cuda, cuda:N ({error})") from None
-    if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"--device: {device!r} is none of cpu, cuda, cuda:N")
-
-
 def chosen_device(device: str | None) -> torch.device:
     """The device asked for; without one CUDA where this process has it, else the CPU."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not is_here(device, "torch"):
         raise InputError(
-            "infer", "DeviceError", f"--device {device}: CUDA is not available where the chunks run; leave the flag out"
+            "infer",
+            "DeviceError",
+            f"the device is {device}, which is not there where this chunk runs; use workers with a GPU, or "
+            "--device cpu",
         )
     return torch.device(device)
 
@@ -230,7 +226,7 @@ def _read_state_dict(data: bytes, path: str) -> Mapping[str, Any]:
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *_DAMAGE) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = in_words(error)
         raise ConfigError(
             f"weights_path: {path!r} is not a file of weights that can be read safely ({reason}); it must hold a state "
             "dict of tensors only, as torch.save(model.state_dict(), FILE) writes it; pickled modules are never loaded"
@@ -284,11 +280,25 @@ def _as_arrays(tensors: Mapping[str, Any]) -> State:
 
 
 def _load_file(kind: str, data: bytes, path: str) -> Any:
-    """The module in a trusted file."""
+    """The module in a trusted file; TorchScript runs as it is written, because its optimiser rewrites it as it goes."""
+    found = format_of(data)
+    if found != FILES[kind]:
+        raise ConfigError(f"weights_path: {path!r} is {found}; the backbone {kind} is {FILES[kind]}")
     try:
         if kind == "torchscript":
-            return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-        return torch.export.load(io.BytesIO(data)).module()
+            return Unoptimised(load_torchscript(data, torch.device("cpu")))
+        return load_program(data).module()
     except _DAMAGE as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ConfigError(f"weights_path: {path!r} is not {FILES[kind]} ({reason})") from None
+        raise ConfigError(f"weights_path: {path!r} cannot be loaded as {FILES[kind]}: {in_words(error)}") from None
+
+
+class Unoptimised(torch.nn.Module):
+    """A TorchScript module that computes the same at each call."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> Any:
+        with optimized_execution(False):
+            return self.module(x)
