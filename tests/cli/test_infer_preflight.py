@@ -199,7 +199,7 @@ class TestOutputs:
         locked.mkdir(mode=0o555)
         before = everything_in(place.folder)
         arguments = ["--defects", "--pixel-threshold", "3", "--save-masks", "locked", "--save-jsonl", "locked/o.jsonl"]
-        answer = command(*trained.source, "--input", "part.png", *arguments, cwd=place.folder)
+        answer = command(*trained.source, "--input", "part.png", *arguments, cwd=place.folder, may_be_denied=True)
         assert answer.code == 2
         assert [line.split(": ")[2] for line in answer.stderr.splitlines()] == ["--save-masks", "--save-jsonl"]
         assert answer.stderr.count("Permission denied") == 2

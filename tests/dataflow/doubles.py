@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from pyimgano_dask.dataflow.inspection import Inspection, RunSummary, SilentProgress, Thresholds, inspect, stored_source
 from pyimgano_dask.dataflow.plan import Chunk, make_plan
@@ -29,7 +28,7 @@ from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 from pyimgano_dask.settings.run import DataflowSettings
-from tests.conftest import wait_until
+from tests.waiting import wait_until
 
 BIG_SIDE_PX = 200
 SMALL_MAP = np.zeros((16, 16), np.float32)
@@ -43,7 +42,7 @@ def opened(name: str, workers: int | None = None, n_inputs: int = 1, **flow: Any
 
 def none_is_lost(chunk: Chunk, loss: Loss) -> None:
     """Takes the chunks that are given up where none may be."""
-    pytest.fail(f"chunk {chunk.index} was given up: {loss.message}")
+    raise AssertionError(f"chunk {chunk.index} was given up: {loss.message}")
 
 
 class ShuffledScheduler(Scheduler):
