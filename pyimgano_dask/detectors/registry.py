@@ -10,7 +10,11 @@ from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.errors import ConfigError
 
 # Modules that define detectors; each is imported when the registry is first read.
-DETECTOR_MODULES = ("pyimgano_dask.detectors.pixel_statistics", "pyimgano_dask.detectors.reference_difference")
+DETECTOR_MODULES = (
+    "pyimgano_dask.detectors.pixel_statistics",
+    "pyimgano_dask.detectors.reference_difference",
+    "pyimgano_dask.detectors.texture_padim",
+)
 
 _registry: dict[str, type[Detector[Any]]] = {}
 
