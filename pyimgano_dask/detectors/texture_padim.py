@@ -32,7 +32,7 @@ class TextureArguments(Block):
     contamination: float = knob(0.01, "Expected share of anomalies among the normal images.", gt=0, le=0.5)
     color: Color = knob("gray", "Look at grey values, or also at the colour of RGB.")
     levels: tuple[int, ...] = knob(
-        (1, 2, 3), "Scales of the filters: level k looks at the image shrunk to 1 / 2^k; 0 is full size."
+        (1, 2, 3, 4), "Scales of the filters: level k looks at the image shrunk to 1 / 2^k; 0 is full size."
     )
     stride: int = knob(8, "Pixels from one place of the statistics to the next.", ge=1, le=64)
     window_px: float = knob(16.0, "Standard deviation, in pixels, of the window that energies are averaged over.", gt=0)
