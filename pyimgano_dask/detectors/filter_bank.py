@@ -69,8 +69,7 @@ class FilterBank:
 
     def _planes(self, image: NDArray[np.uint8], sites_hw: tuple[int, int]) -> Iterator[Floats]:
         sigma = self.window_px / self.stride
-        table = light_table(self.light)
-        grey, colours = self._split(image, table)
+        grey, colours = self._split(image)
         for plane in _octaves(grey, image.shape[:2], self.levels):
             for dx, dy in DERIVATIVES:
                 response = derivative(plane, 1.0, dx, dy)
@@ -87,16 +86,17 @@ class FilterBank:
             yield mean
             yield np.log(np.maximum(square - mean * mean, 0) + np.float32(ENERGY_FLOOR))
 
-    def _split(self, image: NDArray[np.uint8], table: Floats) -> tuple[Floats, Sequence[Floats]]:
+    def _split(self, image: NDArray[np.uint8]) -> tuple[Floats, Sequence[Floats]]:
         """The light of an image at the finest level, and its two colour differences where it has colour."""
         finest = 1 << min(self.levels)
         small = shrink(image, (shrunk(image.shape[0], finest), shrunk(image.shape[1], finest)))
-        light = table[small]
+        light = light_table(self.light)[small]
         if not self.in_colour:
             return light, ()
         red, green, blue = (np.ascontiguousarray(light[..., channel]) for channel in range(3))
-        yellow = (red + green) / 2
-        return (red + green + blue) / 3, (red - green, yellow - blue)
+        yellow = (red + green) * np.float32(0.5)
+        grey = (red + green + blue) * np.float32(1 / 3)
+        return grey, (red - green, yellow - blue)
 
 
 def _octaves(plane: Floats, size_hw: Sequence[int], levels: Sequence[int]) -> Iterator[Floats]:
@@ -121,19 +121,24 @@ def shrink(plane: Pixels, size_hw: tuple[int, int]) -> Pixels:
     """Area means of a plane at another size."""
     if plane.shape[:2] == size_hw:
         return plane
-    return cv2.resize(plane, size_hw[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(plane, size_hw[::-1], interpolation=cv2.INTER_AREA), dtype=plane.dtype)
 
 
 def blur(plane: Floats, sigma: float) -> Floats:
     """Gaussian mean of standard deviation `sigma`; the border is mirrored."""
     kernel = gaussian_derivative(sigma, 0)
-    return cv2.sepFilter2D(plane, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REFLECT)
+    return _filter(plane, kernel, kernel)
 
 
 def derivative(plane: Floats, sigma: float, dx: int, dy: int) -> Floats:
     """Derivative of the plane smoothed by a Gaussian, times σ^(dx + dy); the border is mirrored."""
     along_x, along_y = gaussian_derivative(sigma, dx), gaussian_derivative(sigma, dy)
-    return cv2.sepFilter2D(plane, cv2.CV_32F, along_x, along_y, borderType=cv2.BORDER_REFLECT)
+    return _filter(plane, along_x, along_y)
+
+
+def _filter(plane: Floats, along_x: Floats, along_y: Floats) -> Floats:
+    filtered = cv2.sepFilter2D(plane, cv2.CV_32F, along_x, along_y, borderType=cv2.BORDER_REFLECT)
+    return np.asarray(filtered, dtype=np.float32)
 
 
 def gaussian_derivative(sigma: float, order: int) -> Floats:

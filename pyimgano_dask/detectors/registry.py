@@ -11,6 +11,8 @@ from pyimgano_dask.errors import ConfigError
 
 # Modules that define detectors; each is imported when the registry is first read.
 DETECTOR_MODULES = (
+    "pyimgano_dask.detectors.deep.padim",
+    "pyimgano_dask.detectors.deep.patchcore",
     "pyimgano_dask.detectors.pixel_statistics",
     "pyimgano_dask.detectors.reference_difference",
     "pyimgano_dask.detectors.texture_padim",

@@ -190,20 +190,21 @@ class TexturePadim(Detector[TextureArguments]):
 
     def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
         scores = np.empty(len(images), dtype=np.float64)
-        maps = []
+        maps: list[Floats] = []
         for index, image in enumerate(images):
             distances = self._distances(image)
             scores[index] = self._score(distances)
-            maps.append(cv2.resize(distances, image.shape[1::-1], interpolation=cv2.INTER_LINEAR))
+            enlarged = cv2.resize(distances, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+            maps.append(np.asarray(enlarged, dtype=np.float32))
         return Prediction(scores, tuple(maps))
 
     def _distances(self, image: Image) -> Floats:
         """The map on the lattice of sites, float32 (h, w)."""
         state = self.state()
         features = self._bank.features(image)
-        n_features = len(features)
-        distances = np.empty(features.shape[1:], dtype=np.float32)
-        for cell in cells(distances.shape, self.arguments.grid_hw):
+        n_features, height, width = features.shape
+        distances = np.empty((height, width), dtype=np.float32)
+        for cell in cells((height, width), self.arguments.grid_hw):
             sites = features[:, cell.rows, cell.columns]
             offsets = sites.reshape(n_features, -1) * np.float32(1 / QUANTUM)
             offsets -= state["mean"][cell.number][:, None]

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Detector, Prediction
+from pyimgano_dask.detectors.extras import EXTRAS
 from pyimgano_dask.detectors.registry import find_detector_type
 
 Image = NDArray[np.uint8]
 
 SIZES_HW = ((24, 31), (16, 16), (40, 18), (1, 1), (16, 16), (7, 50))
 RESIZE_HW = (16, 20)
+COLORS = ("gray", "rgb")
+
+# Arguments that make any detector that has them small and quick.
+SMALL: Mapping[str, Any] = {
+    "resize_hw": RESIZE_HW,
+    "image_size": 64,
+    "d_reduced": 12,
+    "smoothing_sigma": 1.0,
+    "levels": (0, 1),
+    "stride": 4,
+    "window_px": 4.0,
+    "smoothing_px": 4.0,
+    "grid_hw": (3, 4),
+    "coreset_sampling_ratio": 0.5,
+}
 
 
 def draw_images(seed: int, color: str, sizes_hw: Sequence[tuple[int, int]] = SIZES_HW) -> list[Image]:
@@ -29,12 +46,21 @@ def draw_images(seed: int, color: str, sizes_hw: Sequence[tuple[int, int]] = SIZ
     return images
 
 
-def make(name: str, color: str, **arguments: Any) -> Detector[Any]:
-    """An unfitted detector; one that compares at a common size does so at a small one."""
+def colors_of(name: str) -> tuple[str, ...]:
+    """The colours a detector can be told to read, or the one that it reads."""
     detector_type = find_detector_type(name)
-    if "resize_hw" in detector_type.arguments_type.model_fields:
-        arguments = {"resize_hw": RESIZE_HW, **arguments}
-    return detector_type.create(color=color, **arguments)
+    return COLORS if "color" in detector_type.arguments_type.model_fields else ("rgb",)
+
+
+def make(name: str, color: str = "rgb", **arguments: Any) -> Detector[Any]:
+    """An unfitted detector that works at a small size; skips the test where its extra is not installed."""
+    detector_type = find_detector_type(name)
+    if detector_type.extra is not None:
+        pytest.importorskip(EXTRAS[detector_type.extra], reason=f"{name} needs the extra [{detector_type.extra}]")
+    fields = detector_type.arguments_type.model_fields
+    small = {key: value for key, value in SMALL.items() if key in fields}
+    chosen = {"color": color} if "color" in fields else {}
+    return detector_type.create(**{**small, **chosen, **arguments})
 
 
 def predict(detector: Detector[Any], images: Sequence[Image]) -> Prediction:

@@ -31,7 +31,7 @@ from pyimgano_dask.detectors.tiling import (
 from pyimgano_dask.errors import InputError
 from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.tiling import MapReduce, TilingSettings
-from tests.detectors.images import draw_images, make
+from tests.detectors.images import colors_of, draw_images, make
 
 Floats = NDArray[np.float32]
 
@@ -211,9 +211,15 @@ def references_of(detector: Detector[Any], images: Sequence[Image]) -> list[Imag
     return draw_images(1, detector.color, sizes_hw) if detector.needs_reference else []
 
 
-@pytest.mark.parametrize("name", detector_types())
-@pytest.mark.parametrize("color", ["gray", "rgb"])
-@every_reduce
+@pytest.mark.parametrize(
+    ("name", "color", "reduce"),
+    [
+        (name, color, reduce)
+        for name, detector_type in detector_types().items()
+        for color in colors_of(name)
+        for reduce in (("hann",) if detector_type.extra else REDUCES)
+    ],
+)
 def test_images_of_mixed_sizes_at_once_are_the_images_one_by_one(name: str, color: str, reduce: MapReduce) -> None:
     detector = on_tiles(make(name, color).fit(draw_images(1, color)), map_reduce=reduce, score_reduce="topk_mean")
     images = draw_images(2, color, SIZES_HW)
@@ -231,8 +237,8 @@ def test_images_of_mixed_sizes_at_once_are_the_images_one_by_one(name: str, colo
 
 @pytest.mark.parametrize("name", detector_types())
 def test_fitting_and_the_checkpoint_are_those_of_the_detector_inside(name: str) -> None:
-    inner = make(name, "gray")
-    images = draw_images(1, "gray")
+    inner = make(name)
+    images = draw_images(1, "rgb")
     outer = on_tiles(inner).fit(images)
 
     assert (outer.name, outer.color, outer.contamination) == (inner.name, inner.color, inner.contamination)

@@ -1,0 +1,110 @@
+"""Gaussians of features at each place, on torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyimgano_dask.detectors.deep.backbones import chosen_device
+
+Floats = NDArray[np.float32]
+
+# Images whose distances are computed together. A batch is filled up to it, so that an answer does not depend on how
+# many images stand in a batch.
+DISTANCE_BATCH = 16
+PLACES_AT_ONCE = 512
+
+
+def whitening(count: int, mean: NDArray[np.float64], products: NDArray[np.float64], eps: float) -> Floats:
+    """Lower triangles of the inverses of the covariances' Cholesky factors, float32 (P, d (d + 1) / 2).
+
+    `mean` (P, d) is that of `count` samples a place, `products` (P, d (d + 1) / 2) the lower triangles of the sums of
+    their outer products. The covariance has n - 1 in its denominator, and `eps` added to its diagonal.
+    """
+    n_places, d = mean.shape
+    rows, columns = np.tril_indices(d)
+    answer = np.empty((n_places, len(rows)), np.float32)
+    for start in range(0, n_places, PLACES_AT_ONCE):
+        places = slice(start, start + PLACES_AT_ONCE)
+        spread = products[places] - count * mean[places][:, rows] * mean[places][:, columns]
+        covariance = np.zeros((len(spread), d, d))
+        covariance[:, rows, columns] = covariance[:, columns, rows] = spread / max(count - 1, 1)
+        covariance[:, np.arange(d), np.arange(d)] += eps
+        factor = torch.linalg.cholesky(torch.from_numpy(covariance))
+        inverse = torch.linalg.solve_triangular(factor, torch.eye(d, dtype=factor.dtype), upper=False)
+        answer[places] = inverse.numpy()[:, rows, columns]
+    return answer
+
+
+class Gaussians:
+    """Gaussians of the chosen channels at all places, on the device."""
+
+    def __init__(
+        self, device: str | None, channels: NDArray[np.int64], mean: Floats, below: Floats, grid_hw: NDArray[np.int64]
+    ) -> None:
+        """`mean` is (P, d), `below` the lower triangles of the whitening matrices, (P, d (d + 1) / 2)."""
+        self._device = chosen_device(device)
+        self._channels = channels
+        n_places, d = mean.shape
+        rows, columns = np.tril_indices(d)
+        matrices = np.zeros((n_places, d, d), np.float32)
+        matrices[:, rows, columns] = below
+        whitening = torch.from_numpy(matrices).to(self._device)
+        self._whitening = whitening.transpose(1, 2)
+        self._offset = -torch.matmul(torch.tensor(mean, device=self._device)[:, None], self._whitening)
+        self._grid_hw = int(grid_hw[0]), int(grid_hw[1])
+
+    def distances(self, batches: Iterable[Sequence[torch.Tensor]]) -> Iterator[Floats]:
+        """Mahalanobis distances of each image, float32 (h, w); `batches` hold features as `embed` takes them."""
+        n_places, d = self._offset.shape[0], self._offset.shape[2]
+        embedded = torch.zeros(n_places, DISTANCE_BATCH, d, device=self._device)
+        filled = 0
+        for features in batches:
+            for image in range(len(features[0])):
+                embed([layer[image] for layer in features], self._channels, embedded[:, filled])
+                filled += 1
+                if filled == DISTANCE_BATCH:
+                    yield from self._lengths(embedded)
+                    filled = 0
+        if filled:
+            yield from self._lengths(embedded)[:filled]
+
+    def _lengths(self, embedded: torch.Tensor) -> Floats:
+        with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
+            whitened = torch.baddbmm(self._offset, embedded, self._whitening)
+            lengths: Floats = torch.linalg.vector_norm(whitened, dim=2).T.cpu().numpy()
+        return lengths.reshape(-1, *self._grid_hw)
+
+
+def embed(features: Sequence[torch.Tensor], channels: NDArray[np.int64], out: torch.Tensor) -> None:
+    """Put some channels of all layers, on the grid of the first one, into `out`, float32 (h * w, d).
+
+    `features` are (C, h, w) by layer, `channels` ascending indices into the layers' channels one after the other. A
+    coarser layer is brought to the grid by nearest neighbour.
+    """
+    height, width = features[0].shape[1:]
+    grid = out.view(height, width, -1)
+    first = column = 0
+    for layer in features:
+        own = channels[(channels >= first) & (channels < first + layer.shape[0])] - first
+        first += layer.shape[0]
+        chosen = layer.permute(1, 2, 0).index_select(2, torch.from_numpy(own).to(layer.device))
+        for axis, length in enumerate((height, width)):
+            if chosen.shape[axis] != length:
+                nearest = torch.arange(length, device=layer.device) * chosen.shape[axis] // length
+                chosen = chosen.index_select(axis, nearest)
+        grid[:, :, column : column + len(own)] = chosen
+        column += len(own)
+
+
+def embed_all(features: Sequence[torch.Tensor], channels: NDArray[np.int64]) -> Floats:
+    """The same for a batch: `features` are (n, C, h, w) by layer, the answer is float32 (n, h * w, d)."""
+    count, _, height, width = features[0].shape
+    out = torch.empty(count, height * width, len(channels), device=features[0].device)
+    for image in range(count):
+        embed([layer[image] for layer in features], channels, out[image])
+    embedded: Floats = out.cpu().numpy()
+    return embedded

@@ -1,0 +1,116 @@
+"""PatchCore: distance to a memory bank of normal patches (Roth et al., CVPR 2022, arXiv 2106.08265)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from pyimgano_dask.detectors.base import Image, Prediction, State
+from pyimgano_dask.detectors.deep.arguments import BackboneArguments
+from pyimgano_dask.detectors.deep.coreset import Floats, coreset
+from pyimgano_dask.detectors.deep.detector import BackboneDetector, at_image_size
+from pyimgano_dask.detectors.lazy import Lazy
+from pyimgano_dask.detectors.registry import register
+from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.knob import knob
+
+if TYPE_CHECKING:
+    from pyimgano_dask.detectors.deep.patches import MemoryBank
+
+# Of each batch so many times the share that the bank keeps in the end is kept at first.
+CANDIDATES = 4
+LARGEST_BANK = 1 << 16
+
+
+class PatchcoreArguments(BackboneArguments):
+    """Arguments of `vision_patchcore`."""
+
+    coreset_sampling_ratio: float = knob(
+        0.01, f"Share of the patches of normal images that the memory bank keeps, at most {LARGEST_BANK}.", gt=0, le=1
+    )
+    n_neighbors: int = knob(9, "Patches of the bank that the score is weighed by; 1 takes the distance alone.", ge=1)
+    smoothing_sigma: float = knob(4.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0)
+
+
+@register
+class Patchcore(BackboneDetector[PatchcoreArguments]):
+    """Distance of each patch to the nearest of a coreset of normal patches.
+
+    Each batch of training images gives a coreset of its patches, four times as dense as the bank; the bank is the
+    coreset of these. What it holds therefore depends on how the images were batched (`--batch-size`), and on nothing
+    else; memory grows with the number of images only until the largest bank is reached.
+    """
+
+    name = "vision_patchcore"
+    summary = "Patch features against a memory bank of normal patches (PatchCore); parts need not be aligned."
+    tags = ("vision", "deep", "patchcore", "memory_bank", "torch", "pixel_map")
+    reference = "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022."
+    arguments_type = PatchcoreArguments
+    default_layers = ("layer2", "layer3")
+    fitted_names = ("memory_bank",)
+
+    def __init__(self, arguments: PatchcoreArguments) -> None:
+        super().__init__(arguments)
+        self._bank: Lazy[MemoryBank] | None = None
+
+    def accumulate(self, images: Sequence[Image]) -> State:
+        from pyimgano_dask.detectors.deep.patches import patch_features
+
+        batches = self.extractor.get().batches(images)
+        patches = np.concatenate([patch_features(features).flatten(0, 1).cpu().numpy() for features in batches])
+        share = min(1.0, CANDIDATES * self.arguments.coreset_sampling_ratio)
+        kept = self._thinned(patches, math.ceil(share * len(patches)))
+        return {"count": np.array(len(patches), np.int64), "patches": kept}
+
+    def _thinned(self, patches: Floats, count: int) -> Floats:
+        kept: Floats = patches[coreset(patches, min(count, LARGEST_BANK), self.arguments.random_state)]
+        return kept
+
+    @classmethod
+    def merge(cls, states: Sequence[State]) -> State:
+        patches = np.concatenate([state["patches"] for state in states])
+        if len(patches) > 2 * LARGEST_BANK:
+            patches = patches[coreset(patches, LARGEST_BANK, 0)]
+        return {"count": np.array(sum(int(state["count"]) for state in states), np.int64), "patches": patches}
+
+    def finalize(self, state: State) -> Self:
+        count = math.ceil(self.arguments.coreset_sampling_ratio * int(state["count"]))
+        return self.with_fitted({"memory_bank": self._thinned(state["patches"], count)})
+
+    def with_fitted(self, fitted: State) -> Self:
+        new = super().with_fitted(fitted)
+        new._bank = Lazy(partial(_memory_bank, self.arguments.device, fitted["memory_bank"]))
+        return new
+
+    def check_fitted(self, fitted: State) -> None:
+        bank = fitted["memory_bank"]
+        if bank.ndim != 2 or bank.size == 0:
+            raise ConfigError(f"{self.name}: the state's memory_bank must be (M, C), got the shape {bank.shape}")
+
+    def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
+        if self._bank is None:
+            raise self.not_fitted()
+        from pyimgano_dask.detectors.deep.patches import patch_features
+
+        bank = self._bank.get()
+        scores: list[float] = []
+        maps: list[Floats] = []
+        for features in self.extractor.get().batches(images):
+            grid_hw = features[0].shape[2:]
+            for patches in patch_features(features):
+                score, distances = bank.score(patches, self.arguments.n_neighbors)
+                height, width = images[len(maps)].shape[:2]
+                size, sigma = self.arguments.image_size, self.arguments.smoothing_sigma
+                scores.append(score)
+                maps.append(at_image_size(distances.reshape(grid_hw), size, sigma, (height, width))[0])
+        return Prediction(np.array(scores, dtype=np.float64), tuple(maps))
+
+
+def _memory_bank(device: str | None, bank: Floats) -> MemoryBank:
+    from pyimgano_dask.detectors.deep.patches import MemoryBank
+
+    return MemoryBank(device, bank)

@@ -1,0 +1,244 @@
+"""Where backbones come from, and every file that is none."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="backbones need torch")
+
+from pyimgano_dask.detectors.deep.backbones import FeatureExtractor, resize_square  # noqa: E402
+from pyimgano_dask.detectors.deep.padim import Padim  # noqa: E402
+from pyimgano_dask.detectors.deep.resnet import ResNet, initialise  # noqa: E402
+from pyimgano_dask.detectors.model_files import ModelFiles  # noqa: E402
+from pyimgano_dask.errors import ConfigError, InputError  # noqa: E402
+from tests.detectors.images import draw_images  # noqa: E402
+
+LAYERS = ("layer1", "layer2")
+SMALL: dict[str, Any] = {"image_size": 32, "d_reduced": 8, "layers": LAYERS}
+
+
+class TwoScales(torch.nn.Module):
+    """A feature extractor of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = torch.nn.Conv2d(3, 4, 3, 4, 1)
+        self.coarse = torch.nn.Conv2d(4, 6, 3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        fine = self.fine(x)
+        return {"fine": fine, "coarse": self.coarse(fine)}
+
+
+def net_of(seed: int, name: str = "resnet18", layers: tuple[str, ...] = ("layer1", "layer2", "layer3")) -> ResNet:
+    net = ResNet(name, layers)
+    initialise(net, seed)
+    return net.eval()
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def opened(path: Path, **arguments: Any) -> Padim:
+    return Padim.create(**SMALL, weights_path=path.name, **arguments).opened(ModelFiles(str(path.parent)))
+
+
+def refusal(path: Path, **arguments: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        opened(path, **arguments)
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+def features_of(detector: Padim) -> list[Any]:
+    images = draw_images(1, "rgb", [(32, 32), (20, 50)])
+    return [layer.numpy() for batch in detector.extractor.get().batches(images) for layer in batch]
+
+
+@pytest.mark.parametrize("wrapped", ["plain", "state_dict", "model", "module.", "half"])
+def test_a_file_of_weights_gives_the_features_of_its_network(tmp_path: Path, wrapped: str) -> None:
+    net = net_of(7)
+    state: Any = net.state_dict()
+    state = {**state, "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    if wrapped == "half":
+        net = net.half().float()
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    elif wrapped == "module.":
+        state = {f"module.{key}": value for key, value in state.items()}
+    elif wrapped != "plain":
+        state = {wrapped: state}
+
+    found = features_of(opened(saved(tmp_path / "w.pth", state)))
+
+    mean, std = ([255 * value for value in values] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = []
+    for image in draw_images(1, "rgb", [(32, 32), (20, 50)]):
+        pixels = (resize_square(image, 32).astype(np.float32) - np.float32(mean)) / np.float32(std)
+        with torch.inference_mode():
+            expected += net(torch.from_numpy(pixels).permute(2, 0, 1)[None])[:2]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_another_network_are_told_by_name_and_shape(tmp_path: Path) -> None:
+    path = saved(tmp_path / "r50.pth", net_of(1, "resnet50").state_dict())
+    message = refusal(path)
+    assert "does not fit the backbone resnet18" in message
+    assert "layer1.0.conv1.weight is (64, 64, 1, 1), expected (64, 64, 3, 3)" in message
+    shallow = saved(tmp_path / "shallow.pth", net_of(1, layers=("layer1",)).state_dict())
+    assert "it lacks layer2.0.conv1.weight" in refusal(shallow)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.pth", net_of(1).state_dict())
+    path.write_bytes(path.read_bytes()[:-5000])
+    assert "not a file of weights that can be read safely" in refusal(path)
+
+
+def test_a_pickled_module_is_refused_and_not_run(tmp_path: Path) -> None:
+    path = saved(tmp_path / "module.pth", torch.nn.Linear(2, 2))
+    assert "pickled modules are never loaded" in refusal(path)
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "sprung",)
+
+    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"conv1.weight": Trap()}))
+    assert "pickled modules are never loaded" in refusal(tmp_path / "trap.pth")
+    assert "pickled modules are never loaded" in refusal(saved(tmp_path / "trap.pth", {"conv1.weight": Trap()}))
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04" + bytes(50)])
+def test_other_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    assert "not a file of weights" in refusal(tmp_path / "w.pth")
+
+
+def test_a_list_is_no_state_dict(tmp_path: Path) -> None:
+    assert "holds no state dict" in refusal(saved(tmp_path / "w.pth", [torch.zeros(3)]))
+    assert "holds no state dict" in refusal(saved(tmp_path / "w.pth", {"conv1.weight": 5}))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    state = net_of(1).state_dict()
+    state["layer1.0.conv1.weight"][3] = torch.nan
+    assert "layer1.0.conv1.weight must hold finite numbers" in refusal(saved(tmp_path / "w.pth", state))
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    assert "weights_path: 'gone.pth' cannot be read" in refusal(tmp_path / "gone.pth")
+
+
+def test_without_a_library_pretrained_weights_are_told_where_to_come_from() -> None:
+    pytest.importorskip("torch")
+    for library in ("timm", "torchvision"):
+        try:
+            __import__(library)
+        except (ImportError, RuntimeError):
+            continue
+        pytest.skip(f"{library} is installed")
+    with pytest.raises(ConfigError, match=r"pretrained weights of resnet18 are not at hand.*weights_path"):
+        Padim.create(**SMALL, pretrained=True).opened(ModelFiles())
+    with pytest.raises(ConfigError, match="needs timm, which cannot be loaded here"):
+        Padim.create(**{**SMALL, "layers": ["1"]}, backbone="timm:resnet18").opened(ModelFiles())
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "torch_export"])
+class TestAnExtractorInAFile:
+    @pytest.fixture
+    def path(self, kind: str, tmp_path: Path) -> Path:
+        net = TwoScales().eval()
+        example = torch.zeros(1, 3, 32, 32)
+        if kind == "torchscript":
+            torch.jit.script(net).save(str(tmp_path / "extractor.pt"))
+        else:
+            torch.export.save(torch.export.export(net, (example,)), str(tmp_path / "extractor.pt"))
+        return tmp_path / "extractor.pt"
+
+    def test_runs_only_when_it_is_trusted(self, kind: str, path: Path) -> None:
+        detector = Padim.create(image_size=32, backbone=kind, weights_path=path.name)
+        folder = str(path.parent)
+        with pytest.raises(ConfigError, match="--trust-model-file"):
+            detector.opened(ModelFiles(folder))
+        with pytest.raises(ConfigError, match="--trust-model-file"):
+            detector.opened(ModelFiles(folder, trusted_sha256="0" * 64))
+        digest = sha256(path.read_bytes()).hexdigest()
+        for files in (ModelFiles(folder, trusts_code=True), ModelFiles(folder, trusted_sha256=digest)):
+            trusted = detector.opened(files).fit(draw_images(1, "rgb"))
+            assert trusted.runs_code
+            assert np.isfinite(trusted.predict(draw_images(2, "rgb")).scores).all()
+
+    @pytest.mark.parametrize(("layers", "channels"), [(None, [4, 6]), (["coarse"], [6]), (["coarse", "fine"], [6, 4])])
+    def test_its_outputs_are_picked_by_name(self, kind: str, path: Path, layers: Any, channels: list[int]) -> None:
+        detector = Padim.create(image_size=32, backbone=kind, weights_path=path.name, layers=layers)
+        opened = detector.opened(ModelFiles(str(path.parent), trusts_code=True))
+        (batch,) = opened.extractor.get().batches(draw_images(1, "rgb", [(32, 32)]))
+        assert [layer.shape[1] for layer in batch] == channels
+
+    def test_an_output_that_it_has_not_is_told(self, kind: str, path: Path) -> None:
+        detector = Padim.create(image_size=32, backbone=kind, weights_path=path.name, layers=["middle"])
+        with pytest.raises((ConfigError, InputError), match=r"no output middle; it has (fine|coarse)"):
+            detector.opened(ModelFiles(str(path.parent), trusts_code=True)).fit(draw_images(1, "rgb"))
+
+    def test_other_files_are_refused(self, kind: str, path: Path) -> None:
+        for content in (b"", b"nothing", path.read_bytes()[:900]):
+            (path.parent / "odd.pt").write_bytes(content)
+            detector = Padim.create(backbone=kind, weights_path="odd.pt")
+            with pytest.raises(ConfigError, match=r"odd.pt' is not (a TorchScript module|an exported program)"):
+                detector.opened(ModelFiles(str(path.parent), trusts_code=True))
+
+
+def test_a_checkpoint_needs_no_file_of_weights(tmp_path: Path) -> None:
+    from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
+
+    path = saved(tmp_path / "w.pth", net_of(7).state_dict())
+    detector = opened(path).fit(draw_images(1, "rgb"))
+    data = encode_detector(detector)
+    path.unlink()
+    again = decode_detector(data, "here")
+    images = draw_images(2, "rgb")
+    np.testing.assert_array_equal(again.predict(images).scores, detector.predict(images).scores)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "mps", "meta"])
+def test_a_device_that_is_none_is_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"--device: {device!r} is none of cpu, cuda"):
+        Padim.create(**SMALL, device=device).opened(ModelFiles())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_that_is_not_there_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"--device.*CUDA is not available"):
+        Padim.create(**SMALL, device="cuda").opened(ModelFiles())
+
+
+def test_an_extractor_is_the_same_for_any_batch() -> None:
+    detector = Padim.create(**SMALL)
+    extractor = detector.extractor.get()
+    assert isinstance(extractor, FeatureExtractor)
+    images = draw_images(1, "rgb")
+    together = [[layer.numpy() for layer in batch] for batch in extractor.batches(images)]
+    alone = [[layer.numpy() for layer in batch] for image in images for batch in extractor.batches([image])]
+    for one, other in zip(together, alone, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_bytes_buffer_of_weights_is_read_once_and_carried(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(net_of(3).state_dict(), buffer)
+    (tmp_path / "w.pth").write_bytes(buffer.getvalue())
+    detector = opened(tmp_path / "w.pth")
+    (tmp_path / "w.pth").unlink()
+    again = pickle.loads(pickle.dumps(detector))
+    for one, other in zip(features_of(again), features_of(detector), strict=True):
+        assert np.array_equal(one, other)
