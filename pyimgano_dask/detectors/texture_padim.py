@@ -44,7 +44,7 @@ class TextureArguments(Block):
         32.0, "Weight of the Gaussian common to all cells in that of each cell, in places seen.", gt=0
     )
     shrinkage: float = knob(0.02, "Share of each covariance that is replaced by its diagonal.", ge=0, le=1)
-    smoothing_px: float = knob(12.0, "Standard deviation, in pixels, of the smoothing of the map; 0 is none.", ge=0)
+    smoothing_px: float = knob(16.0, "Standard deviation, in pixels, of the smoothing of the map; 0 is none.", ge=0)
     score_border_px: int = knob(0, "Pixels at each border of the map that the score leaves out.", ge=0)
     reduction: Literal["max", "mean", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
     topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
