@@ -6,10 +6,10 @@ An image becomes `n_features` planes on a coarse lattice of sites, one every `st
   of five responses r, the first and second derivatives of a Gaussian of unit σ along x, along y, and mixed
   (x, y, xx, yy, xy). w is a Gaussian window. Energies tell a texture from another by contrast, coarseness and
   direction; a scratch, a spot or a smooth patch changes them.
-- The local mean, less the mean of the image, and its two derivatives at the scale of the window.
+- The local mean and its two derivatives at the scale of the window.
 - In colour also, for the differences red − green and yellow − blue: local mean and log local variance.
 
-Grey values are taken as log(I + 8), so that a change of the light by a factor moves neither energies nor the mean.
+Grey values are taken as log(I + 8), so that a change of the light by a factor moves the local mean alone.
 Sums of squared responses over a window as texture measure: K. Laws, "Rapid texture identification" (1980);
 derivative filters: T. Leung and J. Malik, "Representing and recognizing the visual appearance of materials using
 three-dimensional textons" (2001).
@@ -77,7 +77,7 @@ class FilterBank:
                 energy = blur(shrink(response, sites_hw), sigma)
                 yield np.log(np.maximum(energy, 0) + np.float32(ENERGY_FLOOR))
         lattice = shrink(grey, sites_hw)
-        yield blur(lattice - np.float32(lattice.mean(dtype=np.float64)), sigma)
+        yield blur(lattice, sigma)
         yield derivative(lattice, sigma, 1, 0)
         yield derivative(lattice, sigma, 0, 1)
         for colour in colours:

@@ -36,15 +36,17 @@ class TextureArguments(Block):
     )
     stride: int = knob(8, "Pixels from one place of the statistics to the next.", ge=1, le=64)
     window_px: float = knob(16.0, "Standard deviation, in pixels, of the window that energies are averaged over.", gt=0)
-    light: Light = knob("log", "Compare contrasts, whatever the light (log), or grey levels (linear).")
+    light: Light = knob(
+        "log", "Take the logarithm of grey levels, so that contrasts count whatever the light, or not (linear)."
+    )
     grid_hw: tuple[int, int] = knob(
         (12, 12), "Gaussians down and across the image, each for its place; 1, 1 is one for all places."
     )
     prior_sites: float = knob(
-        32.0, "Weight of the Gaussian common to all cells in that of each cell, in places seen.", gt=0
+        16.0, "Weight of the Gaussian common to all cells in that of each cell, in places seen.", gt=0
     )
-    shrinkage: float = knob(0.02, "Share of each covariance that is replaced by its diagonal.", ge=0, le=1)
-    smoothing_px: float = knob(16.0, "Standard deviation, in pixels, of the smoothing of the map; 0 is none.", ge=0)
+    shrinkage: float = knob(0.01, "Share of each covariance that is replaced by its diagonal.", ge=0, le=1)
+    smoothing_px: float = knob(24.0, "Standard deviation, in pixels, of the smoothing of the map; 0 is none.", ge=0)
     score_border_px: int = knob(0, "Pixels at each border of the map that the score leaves out.", ge=0)
     reduction: Literal["max", "mean", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
     topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
