@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 	@echo "Look at $(DEMO)/overlays (what was found, and where) and $(DEMO)/results.jsonl (one line an image)."
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -42,6 +42,7 @@ types: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pyimgano_dask.settings.reference docs
+	$(BIN)/python -m pyimgano_dask.detectors.index docs
 
 pictures: demo
 	$(BIN)/python docs/make_pictures.py

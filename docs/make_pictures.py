@@ -16,12 +16,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pyimgano_dask.dataflow.preprocessing import correct
+from pyimgano_dask.settings.preprocessing import ILLUMINATION_PRESETS, IlluminationContrast
+
 Picture = NDArray[np.uint8]
 
 DOCS = Path(__file__).resolve().parent
 DEMO = Path("demo-output")
 FP = DEMO / "fp"
 TILES = DEMO / "tiles"
+LIT = DEMO / "light/parts/test"
 GAP_PX = 8
 JPEG_QUALITY = 84
 
@@ -31,6 +35,16 @@ STEPS = {"0-noisy": "0", "1-border": "1", "2-median": "2", "3-area": "3", "4-hys
 README_OVERLAYS = ("000017_003", "000013_003", "000006_000", "000000_000")
 README_IMAGES = ("stain/003", "scratch/003", "pit/000", "good/000")
 BLENDINGS = (("max", "mean"), ("hann", "gaussian"))
+SLOW_ONLY = {"homomorphic_cutoff": 0.03, "homomorphic_gamma_high": 1.0}
+CORRECTIONS = {
+    "gray-world": ("scratch/001", IlluminationContrast(white_balance="gray_world")),
+    "max-rgb": ("scratch/001", IlluminationContrast(white_balance="max_rgb")),
+    "homomorphic": ("scratch/001", IlluminationContrast(homomorphic=True, homomorphic_gamma_low=0.6, **SLOW_ONLY)),
+    "clahe": ("scratch/001", IlluminationContrast(clahe=True)),
+    "gamma": ("scratch/001", IlluminationContrast(gamma=1.6)),
+    "contrast-stretch": ("scratch/001", IlluminationContrast(contrast_stretch=True)),
+    "preset": ("scratch/001", IlluminationContrast(**ILLUMINATION_PRESETS["illumination-contrast-aggressive"])),
+}
 MAP_DETAIL = np.s_[165:315, 210:410]
 
 
@@ -74,6 +88,12 @@ def heat(path: Path) -> Picture:
     return np.asarray(cv2.applyColorMap(levels.astype(np.uint8), cv2.COLORMAP_INFERNO), np.uint8)
 
 
+def before_and_after(image: str, correction: IlluminationContrast) -> Picture:
+    before = read(LIT / f"{image}.png")
+    after = correct(np.ascontiguousarray(before[..., ::-1]), correction)[..., ::-1]
+    return joined((before, after), axis=1)
+
+
 def write(name: str, picture: Picture) -> None:
     path = DOCS / "images" / name
     cv2.imwrite(str(path), picture, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
@@ -98,6 +118,9 @@ def main() -> None:
     write("tiles-overlays.jpg", joined(overlays, axis=0))
     maps = (joined((heat(TILES / f"{name}-maps/000000_moved.npy") for name in pair), axis=1) for pair in BLENDINGS)
     write("tiles-maps.jpg", enlarged(joined(maps, axis=0), 2))
+    run_examples(DOCS / "ILLUMINATION.md")
+    for name, (image, correction) in CORRECTIONS.items():
+        write(f"light-{name}.jpg", before_and_after(image, correction))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyimgano_dask.api import infer, rescore
     from pyimgano_dask.defects import Defects, Region, extract_defects
     from pyimgano_dask.settings.defects import DefectSettings
+    from pyimgano_dask.sklearn import DaskAnomalyDetector as DaskAnomalyDetector
 
 # Imported when first used, so that a command line that only prints its help starts at once.
 _HOMES = {
@@ -27,7 +28,10 @@ _HOMES = {
     "Defects": "pyimgano_dask.defects",
     "Region": "pyimgano_dask.defects",
     "DefectSettings": "pyimgano_dask.settings.defects",
+    "DaskAnomalyDetector": "pyimgano_dask.sklearn",
 }
+# Needs an extra, so that `from pyimgano_dask import *` leaves it out.
+_OPTIONAL = ("DaskAnomalyDetector",)
 
 __all__ = [
     "ConfigError",
@@ -44,7 +48,7 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_OPTIONAL]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,8 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,19 +22,11 @@ from distributed import Client
 from distributed.security import Security
 from distributed.versions import VersionMismatchWarning
 
+from tests.waiting import WAIT_TIMEOUT_S, stop_group, wait_until
+
 ROOT = Path(__file__).resolve().parent.parent
-CLUSTER_TIMEOUT_S = 60
 # Run in a mount namespace of its own: an empty folder of the same path takes the place of $0.
 _HIDE = 'mount -t tmpfs none "$0" && exec "$@"'
-
-
-def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float = CLUSTER_TIMEOUT_S) -> None:
-    """Return once `is_so()`; fail the test with `what` when it is not so in time."""
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout_s} s: {what}")
-        time.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -137,7 +128,7 @@ class DaskCluster:
         with warnings.catch_warnings():
             # Tests of the versions have clusters that do not agree.
             warnings.simplefilter("ignore", VersionMismatchWarning)
-            client = Client(self.address, timeout=CLUSTER_TIMEOUT_S, set_as_default=False, security=security)
+            client = Client(self.address, timeout=WAIT_TIMEOUT_S, set_as_default=False, security=security)
         with client:
             yield client
 
@@ -206,7 +197,7 @@ class DaskCluster:
 
     def pause_worker(self, number: int) -> None:
         """Let a worker say and do nothing more until it is resumed, as behind a cut network."""
-        os.killpg(self.workers[number].pid, signal.SIGSTOP)
+        stop_group(self.workers[number].pid)
 
     def resume_worker(self, number: int) -> None:
         """Let a paused worker go on."""

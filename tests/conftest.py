@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +12,34 @@ import pytest
 from pyimgano_dask.synthesis import InspectionSet, write_inspection_set
 from tests.cluster import ROOT as ROOT
 from tests.cluster import DaskCluster, start_cluster
-from tests.cluster import wait_until as wait_until
+from tests.commands import Ended as Ended
+from tests.commands import infer_command as infer_command
+from tests.commands import rescore_command as rescore_command
+from tests.commands import run_python as run_python
+from tests.waiting import wait_until as wait_until
 
 if TYPE_CHECKING:
     from tests.object_store import Bucket, ObjectStore
 
 N_TRAIN = 12
-COMMAND_TIMEOUT_S = 120
+# With `--dist loadfile` a file goes to one worker; one of these, begun last, would keep it while the others are done.
+LONGEST_FIRST = (
+    "test_docs.py",
+    "test_resume.py",
+    "test_object_stores.py",
+    "test_losses.py",
+    "test_schedulers.py",
+    "test_same_bytes.py",
+    "test_versions.py",
+    "test_unfinished_runs.py",
+    "test_rescore.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, the others in their order."""
+    turns = {name: turn for turn, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: turns.get(item.path.name, len(turns)))
 
 
 def hashes_below(folder: Path) -> dict[str, str]:
@@ -70,34 +87,6 @@ def workplace(
         return place
 
     return make
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A command that has ended."""
-
-    rc: int
-    stdout: str
-    stderr: str
-
-
-def run_python(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
-    """Run this Python with `arguments` in the folder `cwd`, to its end."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=COMMAND_TIMEOUT_S,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def infer_command(*flags: object, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
-    """Run `pyimgano-infer` as a process of its own."""
-    return run_python("-m", "pyimgano_dask.cli.infer", *map(str, flags), cwd=cwd, env=env)
 
 
 @pytest.fixture(scope="session")

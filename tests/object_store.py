@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import s3fs
 
-from tests.cluster import wait_until
+from tests.waiting import wait_until
 
 HEAD_END = b"\r\n\r\n"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import make_tls, start_cluster, wait_until
+from tests.cluster import make_tls, start_cluster
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -22,6 +22,7 @@ import psutil
 import pytest
 from distributed import Client
 
+from pyimgano_dask.detectors.exported.arguments import ExportedModelArguments
 from pyimgano_dask.settings.catalog import knobs
 from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.resolve import resolve
@@ -238,13 +239,33 @@ def walk(page: str, cwd: Path, *, is_wanted: Callable[[Example], bool]) -> None:
             assert comparable(printed) == comparable(example.shown), where
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/GUIDE.md", "docs/FALSE_POSITIVE_DEBUGGING.md", "docs/TILING.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/GUIDE.md",
+        "docs/FALSE_POSITIVE_DEBUGGING.md",
+        "docs/TILING.md",
+        "docs/ILLUMINATION.md",
+        "docs/SKLEARN.md",
+    ],
+)
 def test_examples_run_and_print_what_is_shown(page: str, checkout: Path) -> None:
     walk(page, checkout, is_wanted=lambda example: not example.starts_a_cluster)
     if page == "README.md":
         check_record_in_the_readme((checkout / "demo-output/results.jsonl").read_text().splitlines()[7])
     if page == "docs/FALSE_POSITIVE_DEBUGGING.md":
         check_counts_of_the_steps(checkout)
+
+
+def test_examples_of_exported_models_run(checkout: Path) -> None:
+    pytest.importorskip("torch", reason="the examples make and run a TorchScript file")
+    walk("docs/EXPORTED_MODELS.md", checkout, is_wanted=lambda example: True)
+
+
+def test_every_argument_of_exported_models_is_in_their_page() -> None:
+    table = section(text_of("docs/EXPORTED_MODELS.md"), "What can be declared")
+    assert {name for name in ExportedModelArguments.model_fields if f"`{name}`" not in table} == set()
 
 
 def check_record_in_the_readme(line: str) -> None:

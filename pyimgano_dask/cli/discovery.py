@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pyimgano_dask.detectors.registry import describe, detector_types, find_detector_type
+from pyimgano_dask.detectors.registry import PYIMGANO_TAG, describe, detector_types, find_detector_type, pyimgano_names
 
 
 def discover(arguments: Mapping[str, Any]) -> int:
@@ -18,11 +18,10 @@ def discover(arguments: Mapping[str, Any]) -> int:
         _print_model(describe(find_detector_type(arguments["model_info"])), as_json=arguments["json"])
         return 0
     wanted = {tag.strip() for tag in (arguments["tags"] or "").split(",") if tag.strip()}
-    chosen = [detector for detector in detector_types().values() if wanted <= set(detector.tags)]
-    if arguments["json"]:
-        print(json.dumps([detector.name for detector in chosen], indent=2))
-    else:
-        print("\n".join(detector.name for detector in chosen))
+    chosen = [detector.name for detector in detector_types().values() if wanted <= set(detector.tags)]
+    if PYIMGANO_TAG in wanted:
+        chosen += pyimgano_names(wanted - {PYIMGANO_TAG})
+    print(json.dumps(chosen, indent=2) if arguments["json"] else "\n".join(chosen))
     return 0
 
 

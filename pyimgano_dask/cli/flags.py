@@ -18,6 +18,7 @@ GROUP_TITLES: Mapping[str, str] = {
     "inputs": "images to inspect",
     "stored": "stored maps, exactly one",
     "adaptation": "anomaly maps",
+    "preprocessing": "illumination and contrast",
     "defects": "defects",
     "output": "output",
     "dataflow": "dataflow",

@@ -33,7 +33,12 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
     source.add_argument("--list-models", action="store_true", help="Print the detectors and end.")
     source.add_argument("--model-info", metavar="NAME", help="Print one detector's arguments and end.")
     parser.add_argument("--infer-category", metavar="NAME", help="Category of an --infer-config that holds several.")
-    parser.add_argument("--tags", metavar="TAG[,TAG]", help="With --list-models: only detectors with all these tags.")
+    parser.add_argument(
+        "--tags",
+        metavar="TAG[,TAG]",
+        help="With --list-models: only detectors with all these tags; "
+        "the tag pyimgano lists those of the package pyimgano.",
+    )
     parser.add_argument("--json", action="store_true", help="With --list-models or --model-info: print JSON.")
     parser.add_argument("--debug", action="store_true", help="Print the traceback of an error.")
     parser.add_argument("--version", action="version", version=f"pyimgano-dask {__version__}")

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pyimgano_dask.detectors.base import Detector
-from pyimgano_dask.detectors.registry import detector_types
+from pyimgano_dask.detectors.registry import find_configured_type, find_detector_type
+from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.model import ModelSettings
 from pyimgano_dask.settings.resolve import Resolved
 
-# The argument of a detector that each of these settings stands for.
-ARGUMENTS = {"contamination": "contamination", "seed": "random_state", "device": "device", "pretrained": "pretrained"}
+# The arguments of a detector that each of these settings stands for: it has one of them, or none.
+ARGUMENTS: Mapping[str, Sequence[str]] = {
+    "contamination": ("contamination",),
+    "seed": ("random_state", "random_seed", "seed"),
+    "device": ("device",),
+    "pretrained": ("pretrained",),
+}
 
 
 def chosen_arguments(model: ModelSettings, detector_type: type[Detector[Any]]) -> dict[str, Any]:
     """The arguments of a detector that settings of their own were given for, by name, without those it lacks."""
-    given = {argument: getattr(model, setting) for setting, argument in ARGUMENTS.items()}
+    return {
+        argument: value
+        for setting in ARGUMENTS
+        if (value := getattr(model, setting)) is not None
+        and (argument := argument_for(setting, detector_type)) is not None
+    }
+
+
+def argument_for(setting: str, detector_type: type[Detector[Any]]) -> str | None:
+    """The argument of this detector that a setting stands for, None where it has no such argument."""
     known = detector_type.arguments_type.model_fields
-    return {argument: value for argument, value in given.items() if value is not None and argument in known}
+    return next((argument for argument in ARGUMENTS[setting] if argument in known), None)
+
+
+def chosen_type(resolved: Resolved) -> type[Detector[Any]]:
+    """The detector that is named; raises ConfigError. A config may name pyimgano's as pyimgano does."""
+    name = resolved.settings.model.name
+    if name is None:
+        raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
+    is_configured = resolved.config_path is not None and not resolved.is_explicit("model.name")
+    return find_configured_type(name) if is_configured else find_detector_type(name)
 
 
 def detector_advice(resolved: Resolved) -> Iterator[str]:
@@ -28,13 +52,14 @@ def detector_advice(resolved: Resolved) -> Iterator[str]:
     the like of every detector, also of those that do not have them. An unknown detector gets none.
     """
     model = resolved.settings.model
-    detector_type = detector_types().get(model.name or "")
-    if detector_type is None:
+    try:
+        detector_type = chosen_type(resolved)
+    except ConfigError:  # told by the run that follows
         return
-    for setting, argument in ARGUMENTS.items():
+    for setting in ARGUMENTS:
         value = getattr(model, setting)
         told = resolved.is_explicit(f"model.{setting}") or (setting == "device" and value != "cpu")
-        if value is None or not told or argument in detector_type.arguments_type.model_fields:
+        if value is None or not told or argument_for(setting, detector_type) is not None:
             continue
         flag = f"--{'no-' if value is False else ''}{setting}"
         why = " and runs on the CPU" if setting == "device" else ""

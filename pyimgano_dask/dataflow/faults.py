@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyimgano_dask.errors import InputError, RunError, Stage
+from pyimgano_dask.errors import ConfigError, InputError, RunError, Stage
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CANNOT_WRITE = "results cannot be written"
@@ -36,3 +36,12 @@ def shard_faults_end_the_run() -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{CANNOT_WRITE}: {error}; {REMEDY}") from error
+
+
+@contextmanager
+def flag_named(flag: str) -> Iterator[None]:
+    """Put the flag before each line of a ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{flag}: {line}" for line in str(error).splitlines())) from None

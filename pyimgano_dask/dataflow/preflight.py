@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
-from pyimgano_dask.dataflow.detector_advice import chosen_arguments
+from pyimgano_dask.dataflow.faults import flag_named
+from pyimgano_dask.dataflow.making import make_detector
 from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
-from pyimgano_dask.detectors.checkpoint import decode_detector, is_checkpoint
-from pyimgano_dask.detectors.extras import require
-from pyimgano_dask.detectors.model_files import ModelFiles
-from pyimgano_dask.detectors.registry import find_detector_type
 from pyimgano_dask.detectors.tiling import tiled
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
@@ -43,6 +39,7 @@ class Preflight:
     references: References | None
     pixel_threshold_source: PixelThresholdSource | None
     base_dir: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def lists(self) -> dict[str, tuple[int, str]]:
@@ -57,7 +54,12 @@ class Preflight:
     def reader(self, settings: InferSettings, *, with_display: bool = False) -> Reader:
         """How images are read for the detector."""
         return Reader(
-            self.base_dir, self.detector.color, settings.inputs.max_image_pixels, with_display, self.references
+            self.base_dir,
+            self.detector.color,
+            settings.inputs.max_image_pixels,
+            with_display,
+            self.references,
+            settings.preprocessing.illumination_contrast,
         )
 
 
@@ -82,8 +84,10 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
     with profile.stage("load_model"):
-        detector = tiled(_make_detector(settings, base_dir), settings.adaptation.tiling)
-    references = _find_references(settings, detector, base_dir)
+        made, warnings = make_detector(resolved, base_dir)
+        detector = tiled(made, settings.adaptation.tiling)
+    _check_maps(settings, detector)
+    references = references_for(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
     if not detector.is_fitted and training is None:
@@ -100,7 +104,7 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
     source = _pixel_threshold_source(resolved) if settings.defects.enabled else None
     check_outputs(settings, base_dir, sources)
     _check_no_input_is_overwritten(settings, base_dir, inputs)
-    return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir)
+    return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir, warnings)
 
 
 def _check_no_input_is_overwritten(settings: InferSettings, base_dir: str, inputs: InputList) -> None:
@@ -119,21 +123,13 @@ def listed(specs: tuple[str, ...], base_dir: str, flag: str, kind: FileKind = IM
     if not specs:
         raise ConfigError(f"{flag} is missing; give an {kind.noun}, a folder, a glob or @list.txt")
     inputs = InputList(specs, base_dir=base_dir, kind=kind)
-    with _named(flag):
+    with flag_named(flag):
         inputs.check()
     return inputs
 
 
-@contextmanager
-def _named(flag: str) -> Iterator[None]:
-    """Put the flag before each line of a ConfigError."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError("\n".join(f"{flag}: {line}" for line in str(error).splitlines())) from None
-
-
-def _find_references(settings: InferSettings, detector: Detector[Any], base_dir: str) -> References | None:
+def references_for(settings: InferSettings, detector: Detector[Any], base_dir: str) -> References | None:
+    """The references of a detector that needs them; raises ConfigError where they and the detector do not fit."""
     folder = settings.model.reference_dir
     if folder is None:
         if detector.needs_reference:
@@ -147,33 +143,25 @@ def _find_references(settings: InferSettings, detector: Detector[Any], base_dir:
             f"--reference-dir: {detector.name} compares with no reference; leave it out or choose a detector that does "
             "(--list-models --tags golden_reference)"
         )
-    with _named("--reference-dir"):
+    with flag_named("--reference-dir"):
         return find_references(folder, base_dir=base_dir)
 
 
-def _make_detector(settings: InferSettings, base_dir: str) -> Detector[Any]:
-    model = settings.model
-    if model.name is None:
-        raise ConfigError("no detector is named; give --model NAME or --infer-config FILE (--list-models shows them)")
-    detector_type = find_detector_type(model.name)
-    if detector_type.extra is not None:
-        require(detector_type.extra, detector_type.name)
-    kwargs = {**model.model_kwargs, **chosen_arguments(model, detector_type)}
-    files = ModelFiles(base_dir, model.trust_model_file, settings.checkpoint.sha256)
-    if model.checkpoint_path is None:
-        return detector_type.create(**kwargs).opened(files)
-    data = files.read(model.checkpoint_path, "--checkpoint-path")
-    if detector_type.model_file is not None and not is_checkpoint(data):
-        return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, files)
-    detector = decode_detector(data, model.checkpoint_path)
-    if detector.name != detector_type.name:
+def _check_maps(settings: InferSettings, detector: Detector[Any]) -> None:
+    """Refuse to ask a detector for maps that gives none."""
+    if detector.gives_maps:
+        return
+    asked = {
+        "--defects": settings.defects.enabled,
+        "--include-maps (adaptation.save_maps)": settings.adaptation.save_maps,
+        "--save-maps": settings.output.save_maps is not None,
+        "--save-overlays": settings.output.save_overlays is not None,
+    }
+    if any(asked.values()):
         raise ConfigError(
-            f"--checkpoint-path: {model.checkpoint_path!r} holds a {detector.name}, but --model is {model.name}"
+            f"{', '.join(flag for flag, is_on in asked.items() if is_on)}: {detector.name} scores whole images and "
+            "gives no anomaly maps; leave this out, or choose a detector that does (--list-models --tags pixel_map)"
         )
-    if detector.runs_code:
-        files.check_trust(data, model.checkpoint_path, "--checkpoint-path", "a detector around a model with code")
-    arguments = {**detector.arguments.model_dump(), **kwargs}
-    return detector_type.create(**arguments).with_state(detector.state())
 
 
 def _what_it_lacks(detector: Detector[Any]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
+from pyimgano_dask.dataflow.faults import faults_are_the_inputs
+from pyimgano_dask.dataflow.preprocessing import correct
 from pyimgano_dask.detectors.base import Color, Image
 from pyimgano_dask.errors import InputError
-from pyimgano_dask.images.decoding import decode_gray_and_rgb, decode_image, max_file_bytes
+from pyimgano_dask.images.decoding import decode_gray_and_rgb, decode_image, max_file_bytes, recoloured
 from pyimgano_dask.images.reading import read_bytes
 from pyimgano_dask.images.references import References
+from pyimgano_dask.settings.preprocessing import IlluminationContrast
 
 # Pixels of decoded images a task holds at once; one image may exceed it on its own.
 GROUP_PIXELS = 1 << 24
@@ -19,7 +22,8 @@ GROUP_PIXELS = 1 << 24
 class Loaded:
     """One decoded input: `image` in the detector's colour, `display` RGB (H, W, 3) where overlays are drawn.
 
-    `reference` is the defect-free image it is compared with, for detectors that need one.
+    `reference` is the defect-free image it is compared with, for detectors that need one. Both are corrected where the
+    settings ask for it, `display` never is.
     """
 
     index: int
@@ -46,22 +50,22 @@ class Failed:
 
 @dataclass(frozen=True)
 class Reader:
-    """How inputs are read: relative paths start at `base_dir`, images come in `color`, larger ones are refused."""
+    """How inputs are read: relative paths start at `base_dir`, images come in `color`, larger ones are refused.
+
+    Images and references, not what is displayed, go through `correction`.
+    """
 
     base_dir: str
     color: Color
     max_pixels: int
     with_display: bool = False
     references: References | None = None
+    correction: IlluminationContrast | None = None
 
     def read(self, index: int, path: str) -> Loaded:
-        """Read and decode one input without its reference; raises InputError of the stage `read`."""
-        data = self._bytes(path)
-        if self.with_display and self.color == "gray":
-            image, display = decode_gray_and_rgb(data, max_pixels=self.max_pixels)
-            return Loaded(index, path, image, display)
-        image = decode_image(data, self.color, max_pixels=self.max_pixels)
-        return Loaded(index, path, image, image if self.with_display else None)
+        """Read one input without its reference; raises InputError of the stage `read` or `preprocess`."""
+        image, display = self._decoded(path)
+        return Loaded(index, path, self._corrected(image), display)
 
     def groups(self, rows: Iterable[tuple[int, str]]) -> Iterator[tuple[list[Loaded], list[Failed]]]:
         """Read inputs one by one, and hand them over whenever their pixels reach `GROUP_PIXELS`.
@@ -93,15 +97,40 @@ class Reader:
         if loaded or failed:
             yield loaded, failed
 
+    def _decoded(self, path: str) -> tuple[Image, Image | None]:
+        """The image in the detector's colour, and in RGB where it is displayed."""
+        data = self._bytes(path)
+        if self.with_display and self.color == "gray":
+            return decode_gray_and_rgb(data, max_pixels=self.max_pixels)
+        image = decode_image(data, self.color, max_pixels=self.max_pixels)
+        return image, image if self.with_display else None
+
     def _bytes(self, path: str) -> bytes:
         return read_bytes(path, base_dir=self.base_dir, max_bytes=max_file_bytes(self.max_pixels))
 
+    def _corrected(self, image: Image) -> Image:
+        if self.correction is None:
+            return image
+        with faults_are_the_inputs("preprocess", "its illumination cannot be corrected"):
+            return correct(image, self.correction)
+
     def _read_reference(self, path: str, reference: str) -> Image:
         try:
-            return decode_image(self._bytes(reference), self.color, max_pixels=self.max_pixels)
+            return self._corrected(decode_image(self._bytes(reference), self.color, max_pixels=self.max_pixels))
         except InputError as error:
             if error.kind == "FileNotFoundError":
                 raise InputError(
                     "read", "MissingReferenceError", f"no reference for {path!r}: there is no {reference!r}"
                 ) from None
-            raise InputError("read", error.kind, f"the reference {reference!r}: {error.message}") from None
+            raise InputError(error.stage, error.kind, f"the reference {reference!r}: {error.message}") from None
+
+
+@dataclass(frozen=True)
+class ArrayReader(Reader):
+    """Images that are in memory already, by name: uint8, (H, W) grey or (H, W, 3) RGB. Not meant to travel."""
+
+    arrays: Mapping[str, Image] = field(default_factory=dict)
+
+    def _decoded(self, path: str) -> tuple[Image, Image | None]:
+        image = self.arrays[path]
+        return recoloured(image, self.color), recoloured(image, "rgb") if self.with_display else None

@@ -29,7 +29,7 @@ from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_fold
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
-from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile
+from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile, score_threshold
 from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
@@ -43,12 +43,8 @@ from pyimgano_dask.storage.files import write_atomic
 from pyimgano_dask.thresholds import (
     calibrated_pixel_provenance,
     fixed_pixel_provenance,
-    score_quantile,
-    score_threshold_provenance,
 )
 from pyimgano_dask.urls import join
-
-DEFAULT_SCORE_QUANTILE = 0.995
 
 
 def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) -> RunSummary:
@@ -77,10 +73,12 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
         profile.n_workers = scheduler.n_workers
         detector, thresholds, warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
         summary.warnings = (
+            *preflight.warnings,
             *scheduler.warnings,
             *warnings,
             *_unsuited_to_tiles(detector, settings),
-            *_of_other_tiles(resolved, preflight),
+            *_without_colours(detector, settings),
+            *_calibrated_otherwise(resolved, preflight),
         )
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
         stack.enter_context(folder.begun())
@@ -118,7 +116,8 @@ def _trained(
     kept = folder.training
     if kept is None:
         return _train(preflight, settings, scheduler, progress, profile)
-    return _kept_detector(preflight, folder, kept), _thresholds_of(kept), kept.warnings
+    detector, told = _kept_detector(preflight, folder, kept)
+    return detector, _thresholds_of(kept), (*kept.warnings, *told)
 
 
 def _thresholds_of(kept: Training) -> Thresholds:
@@ -168,12 +167,8 @@ def _train(
                 amp=settings.dataflow.amp,
             )
         warnings = calibration.warnings
-        q = settings.training.calibration_quantile
-        if q is None:
-            q = DEFAULT_SCORE_QUANTILE if detector.contamination is None else 1 - detector.contamination
-        thresholds = Thresholds(
-            score_quantile(calibration.scores, q), score_threshold_provenance(calibration.scores, q, "train_dir")
-        )
+        asked = settings.training.calibration_quantile
+        thresholds = Thresholds(*score_threshold(detector, asked, calibration.scores))
         if wants_pixels and calibration.pixels is not None:
             with profile.stage("calibrate"):
                 value = pixel_quantile(
@@ -194,14 +189,25 @@ def _train(
     return detector, thresholds, warnings
 
 
-def _of_other_tiles(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
-    """What to know of thresholds that come from a config whose tiles are not those of the flags."""
-    changed = any(path[:2] == ("adaptation", "tiling") for path in resolved.explicit)
+def _calibrated_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
+    """What to know of thresholds from a config whose tiles or correction are not those of the flags."""
     has_threshold = resolved.settings.threshold is not None or preflight.pixel_threshold_source == "infer_config"
-    if changed and has_threshold and preflight.training is None:
+    if preflight.training is not None or not has_threshold:
+        return
+    for flags, block in (("tile flags", ("adaptation", "tiling")), ("illumination flags", ("preprocessing",))):
+        if any(path[: len(block)] == block for path in resolved.explicit):
+            yield (
+                f"{flags} change scores and maps, and the thresholds of the config were calibrated without them; "
+                "give --train-dir to calibrate anew"
+            )
+
+
+def _without_colours(detector: Detector[Any], settings: InferSettings) -> Iterator[str]:
+    white_balance = settings.preprocessing.illumination_contrast.white_balance
+    if detector.color == "gray" and white_balance != "none":
         yield (
-            "tile flags change scores and maps, and the thresholds of the config were calibrated without them; "
-            "give --train-dir to calibrate anew"
+            f"--white-balance {white_balance} does nothing: {detector.name} reads images in grey; "
+            "let it read colours where it can (see its arguments), or leave the flag out"
         )
 
 
@@ -217,11 +223,14 @@ def _with_pixel(thresholds: Thresholds, value: float, provenance: Mapping[str, A
     return Thresholds(thresholds.score, thresholds.score_provenance, value, provenance)
 
 
-def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> Detector[Any]:
-    """The detector that an earlier session of this run worked with; ConfigError when it is not there any more."""
+def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> tuple[Detector[Any], tuple[str, ...]]:
+    """The detector that an earlier session of this run worked with, and what to know of it.
+
+    Raises ConfigError when it is not there any more.
+    """
     detector = preflight.detector
     if detector.is_fitted and _sha256(encode_detector(detector)) == kept.detector_sha256:
-        return detector
+        return detector, ()
     data = folder.read_detector()
     if detector.is_fitted or data is None:
         where = "--checkpoint-path" if detector.is_fitted else DETECTOR_NAME
@@ -229,7 +238,8 @@ def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> D
             f"--resume: {where} is not the detector that the run in {folder.run_dir!r} began with; bring it back, or "
             "start anew with --no-resume"
         )
-    return detector.with_state(decode_detector(data, DETECTOR_NAME).state())
+    loaded = detector.with_state(decode_detector(data, DETECTOR_NAME).state())
+    return loaded, loaded.check()
 
 
 def _sha256(data: bytes) -> str:
@@ -242,6 +252,7 @@ def _plain(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any], thresholds: Thresholds) -> None:
     """Leave an infer config beside the fitted detector: the next run needs no training images."""
+    correction = settings.preprocessing.illumination_contrast
     model = {
         **settings.model.model_dump(mode="json", exclude_none=True, exclude={"trust_model_file"}),
         "name": detector.name,
@@ -255,6 +266,7 @@ def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any],
         },
         "checkpoint": {"path": DETECTOR_NAME, "sha256": _sha256(encode_detector(detector))},
         "adaptation": {"save_maps": settings.wants_maps, **_tiling(settings.adaptation.tiling)},
+        "preprocessing": {"illumination_contrast": correction.model_dump(mode="json") if correction.is_on else None},
         **stored_settings(settings, thresholds),
     }
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"

@@ -48,19 +48,25 @@ class Clock:
 class Scored:
     """One input with its map, as the extract and write stages take it.
 
-    `score` is None where only a map is known. `anomaly_map` is float32 (H, W). `display` is the image in RGB and
-    `image_hw` its size, where they are needed. `name` is what artifacts are named after. `location` says where the map
-    was stored before this run, as records put it.
+    `score` is None where only a map is known. `map_if_any` is float32 (H, W), None of a detector that gives no maps.
+    `display` is the image in RGB and `image_hw` its size, where they are needed. `name` is what artifacts are named
+    after. `location` says where the map was stored before this run, as records put it.
     """
 
     index: int
     path: str
     name: str
     score: float | None
-    anomaly_map: NDArray[np.float32]
+    map_if_any: NDArray[np.float32] | None
     image_hw: tuple[int, int] | None
     display: Image | None
     location: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def anomaly_map(self) -> NDArray[np.float32]:
+        """The map, for runs that need maps: they begin with detectors that give them alone."""
+        assert self.map_if_any is not None
+        return self.map_if_any
 
 
 class Source(ABC):
@@ -112,7 +118,7 @@ def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:
     return detector.predict(images, [item.reference for item in loaded if item.reference is not None])
 
 
-Answer = tuple[float, NDArray[np.float32]]
+Answer = tuple[float, NDArray[np.float32] | None]
 
 
 def _outcome(item: Loaded, answer: Answer | InputError) -> Scored | Failed:
@@ -142,10 +148,10 @@ def _predict(detector: Detector[Any], loaded: Sequence[Loaded], amp: bool) -> li
     with torch_mode, faults_are_the_inputs("infer", "the detector failed on this image"):
         prediction = predict(detector, loaded)
         pairs = list(zip(prediction.scores.tolist(), prediction.maps, strict=True))
-        if len(pairs) != len(loaded) or not all(isinstance(values, np.ndarray) for _, values in pairs):
-            raise InputError(
-                "infer", "PredictionError", f"{detector.name} must give a score and an array for each of its images"
-            )
+        kind = np.ndarray if detector.gives_maps else type(None)
+        if len(pairs) != len(loaded) or not all(isinstance(values, kind) for _, values in pairs):
+            what = "a score and an array" if detector.gives_maps else "a score and no map"
+            raise InputError("infer", "PredictionError", f"{detector.name} must give {what} for each of its images")
     answers: list[Answer | InputError] = []
     for score, anomaly_map in pairs:
         if np.isfinite(score):

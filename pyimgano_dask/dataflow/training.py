@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_as_before
 from pyimgano_dask.dataflow.plan import Chunk, chunked
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
 from pyimgano_dask.dataflow.scheduler import Scheduler
@@ -17,20 +18,60 @@ from pyimgano_dask.dataflow.sources import Answer, infer
 from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State
 from pyimgano_dask.errors import ConfigError, InputError
-from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.settings.defects import RoiXyxyNorm
-from pyimgano_dask.thresholds import BucketHistogram, NeedsRefinement, PixelHistogram, refined_quantile
+from pyimgano_dask.thresholds import (
+    BucketHistogram,
+    NeedsRefinement,
+    PixelHistogram,
+    Provenance,
+    own_score_threshold_provenance,
+    refined_quantile,
+    score_quantile,
+    score_threshold_provenance,
+)
 
 SHOWN_FAULTS = 5
+DEFAULT_SCORE_QUANTILE = 0.995
+
+
+class ImageNames(Protocol):
+    """Names of images in a fixed order, as often as they are iterated."""
+
+    def count(self) -> int:
+        """How many there are."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Each of them."""
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The normal images: where they are listed and how they are read, `chunk_size` to a task."""
+    """The normal images: their names and how they are read, `chunk_size` to a task; errors call them `called`."""
 
-    inputs: InputList
+    inputs: ImageNames
     reader: Reader
     chunk_size: int
+    called: str = "--train-dir"
+
+    def none_is_usable(self, faults: Sequence[str]) -> ConfigError:
+        """The error that says why."""
+        return ConfigError(f"{self.called}: none of its images can be used:\n" + "\n".join(faults))
+
+
+def score_threshold(
+    detector: Detector[Any], asked: float | None, scores: NDArray[np.float64]
+) -> tuple[float, Provenance]:
+    """The detector's own score threshold where no quantile is asked for, else the quantile of the training scores."""
+    own = detector.own_score_threshold
+    if asked is None and own is not None:
+        return own, own_score_threshold_provenance(scores, detector.contamination, "train_dir")
+    q = usual_quantile(detector.contamination) if asked is None else asked
+    return score_quantile(scores, q), score_threshold_provenance(scores, q, "train_dir")
+
+
+def usual_quantile(contamination: float | None) -> float:
+    """The quantile of normal scores that becomes the score threshold where none is asked for."""
+    return DEFAULT_SCORE_QUANTILE if contamination is None else 1 - contamination
 
 
 @dataclass(frozen=True)
@@ -45,7 +86,8 @@ class _FitPartial:
 def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: TrainingImages) -> Detector[Any]:
     """A fitted copy of `detector`; images that cannot be read are left out.
 
-    Raises ConfigError when no training image can be used.
+    The last step, in which networks are trained, is done in this process with the native threads of one task, so that
+    its rounding is the same on every scheduler. Raises ConfigError when no training image can be used.
     """
     chosen = detector.select_training(images.inputs.count())
     paths = _take(images.inputs, chosen)
@@ -56,11 +98,13 @@ def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: Training
         (detector, images.reader),
     )
     if merged.state is None:
-        raise ConfigError("--train-dir: none of its images can be used:\n" + "\n".join(merged.faults))
-    return detector.finalize(merged.state)
+        raise images.none_is_usable(merged.faults)
+    with native_threads_as_before():
+        limit_native_threads(scheduler.threads_per_task)
+        return detector.finalize(merged.state)
 
 
-def _take(inputs: InputList, chosen: Sequence[int]) -> Iterator[str]:
+def _take(inputs: ImageNames, chosen: Sequence[int]) -> Iterator[str]:
     """The inputs at ascending positions, lazily."""
     wanted = iter(chosen)
     position = next(wanted, None)
@@ -149,7 +193,7 @@ def calibrate(
         _calibrate_chunk, _merge_calibrations, chunked(images.inputs, images.chunk_size), task
     )
     if not len(calibration.scores):
-        raise ConfigError("--train-dir: none of its images can be used:\n" + "\n".join(calibration.faults))
+        raise images.none_is_usable(calibration.faults)
     roi_is_empty = calibration.roi_pixel_counts == {0}
     if roi_xyxy_norm is not None and roi_is_empty:
         whole = calibrate(scheduler, detector, images, pixel_quantile=pixel_quantile, roi_xyxy_norm=None, amp=amp)
@@ -187,7 +231,7 @@ def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
         scored, unusable = _predict(task, loaded)
         failed += unusable
         scores += [score for score, _ in scored]
-        crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
+        crops = _crops(scored, task.roi_xyxy_norm)
         counts.update(crop.size for crop in crops)
         if pixels is not None:
             pixels = pixels.merge(PixelHistogram.of(crops, pixels.q))
@@ -206,7 +250,8 @@ def _predict(task: _CalibrationTask, loaded: Sequence[Loaded]) -> tuple[list[Ans
     return scored, failed
 
 
-def _crops(maps: Sequence[NDArray[np.float32]], roi_xyxy_norm: RoiXyxyNorm | None) -> Sequence[NDArray[np.float32]]:
+def _crops(scored: Sequence[Answer], roi_xyxy_norm: RoiXyxyNorm | None) -> Sequence[NDArray[np.float32]]:
+    maps = [anomaly_map for _, anomaly_map in scored if anomaly_map is not None]
     if roi_xyxy_norm is None:
         return maps
     return [anomaly_map[roi_slices(roi_xyxy_norm, anomaly_map.shape)] for anomaly_map in maps]
@@ -231,7 +276,7 @@ def _refine_chunk(chunk: Chunk[str], task: _CalibrationTask) -> BucketHistogram:
     fine = BucketHistogram.of([], task.buckets)
     for loaded, _ in task.reader.groups(chunk.rows()):
         scored, _ = _predict(task, loaded)
-        crops = _crops([anomaly_map for _, anomaly_map in scored], task.roi_xyxy_norm)
+        crops = _crops(scored, task.roi_xyxy_norm)
         fine = fine.merge(BucketHistogram.of(crops, task.buckets))
         del loaded, scored, crops
     return fine

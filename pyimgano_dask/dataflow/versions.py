@@ -33,6 +33,9 @@ FOR_BYTES: Mapping[str, Sequence[str]] = {
 OPTIONAL_FOR_BYTES: Mapping[str, Sequence[str]] = {
     "torch": ["torch"],
     "onnxruntime": ["onnxruntime", "onnxruntime-gpu"],
+    "pyimgano": ["pyimgano"],
+    "scikit-learn": ["scikit-learn"],
+    "scipy": ["scipy"],
 }
 FOR_MESSAGES: Mapping[str, Sequence[str]] = {
     name: [name] for name in ("python", "dask", "distributed", "msgpack", "cloudpickle", "pydantic")

@@ -27,7 +27,7 @@ from pyimgano_dask.defects.solidity import solidities
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.defects import DefectSettings
 from pyimgano_dask.settings.infer_config import unknown_keys
-from pyimgano_dask.settings.resolve import with_preset
+from pyimgano_dask.settings.resolve import with_presets
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _checked_settings(settings: DefectSettings | Mapping[str, Any]) -> DefectSet
         return settings
     for key in unknown_keys(settings, DefectSettings):
         warnings.warn(f"defects.{key} is no setting of defects and is ignored", stacklevel=3)
-    values = dict(with_preset({"defects": dict(settings)})["defects"])
+    values = dict(with_presets({"defects": dict(settings)})["defects"])
     if isinstance(values.get("roi_xyxy_norm"), list):
         values["roi_xyxy_norm"] = tuple(values["roi_xyxy_norm"])
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pyimgano_dask.detectors.extras import load
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import Block
 
@@ -27,11 +28,11 @@ class Prediction:
     """Answer of a detector for a batch of N images.
 
     `scores` is float64 (N,), higher is more anomalous; `maps` are N float32 arrays (H, W), each of its image's
-    own size.
+    own size, or None for each image where the detector gives no maps.
     """
 
     scores: NDArray[np.float64]
-    maps: tuple[NDArray[np.float32], ...]
+    maps: tuple[NDArray[np.float32] | None, ...]
 
 
 Arguments = TypeVar("Arguments", bound=Block)
@@ -54,13 +55,28 @@ class Detector(ABC, Generic[Arguments]):
     """Whether each image is compared with a defect-free image of its own (`--reference-dir`)."""
     is_position_bound: ClassVar[bool] = False
     """Whether it learns what is normal at each place of a whole image, so that it can say little of a part of one."""
+    gives_maps: ClassVar[bool] = True
+    """Whether it gives an anomaly map beside each score; without, nothing can be located in an image."""
+    trains_network: ClassVar[bool] = False
+    """Whether fitting trains a network by gradient descent, in `finalize`, instead of summing up statistics."""
     extra: ClassVar[str | None] = None
     """The optional dependencies it needs, as `pip install pyimgano-dask[EXTRA]` names them."""
     model_file: ClassVar[str | None] = None
     """The kind of file that `--checkpoint-path` names for a detector that runs other programs' models (`.onnx`)."""
+    foreign_checkpoint: ClassVar[str | None] = None
+    """Why files of another program that configs name as its checkpoint are not read, in words."""
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments: Arguments = arguments
+        self._load_library()
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._load_library()
+
+    def _load_library(self) -> None:
+        if self.extra is not None:
+            load(self.extra)
 
     @classmethod
     def create(cls, **kwargs: Any) -> Self:
@@ -83,6 +99,19 @@ class Detector(ABC, Generic[Arguments]):
         """Whether `predict` can be called."""
 
     @property
+    def own_score_threshold(self) -> float | None:
+        """The score threshold that fitting settled, for detectors whose scores of their own training images say little.
+
+        None where the threshold is a quantile of the scores of the training images, as for most.
+        """
+        return None
+
+    @classmethod
+    def preset_arguments(cls, preset: str) -> Mapping[str, Any]:
+        """The arguments that the named preset of a config stands for; raises ConfigError where there is no such."""
+        return {}
+
+    @property
     def runs_code(self) -> bool:
         """Whether its state holds code of a model file that would run, so that a checkpoint needs trust."""
         return False
@@ -97,6 +126,14 @@ class Detector(ABC, Generic[Arguments]):
     def with_model_file(self, path: str, files: ModelFiles) -> Self:
         """A copy that runs the model in this file, where the detector has a `model_file`; raises ConfigError."""
         raise ConfigError(f"{self.name} runs no model files; give a saved state (.npz) with --checkpoint-path")
+
+    def check(self) -> tuple[str, ...]:
+        """Raise ConfigError when the model file or the saved state it holds cannot run as its arguments say.
+
+        Called where a run begins, once the file is trusted. Returns sentences on what the user should know. Most have
+        nothing to check and nothing to say.
+        """
+        return ()
 
     @abstractmethod
     def select_training(self, n_images: int) -> Sequence[int]:
@@ -165,6 +202,14 @@ class TrainingFreeDetector(Detector[Arguments], Generic[Arguments]):
 
     def with_state(self, state: State) -> Self:
         return self
+
+
+def subsample(n_images: int, limit: int, seed: int) -> Sequence[int]:
+    """Indices, ascending, of all images, or of `limit` drawn ones where there are more."""
+    if n_images <= limit:
+        return range(n_images)
+    drawn = np.random.default_rng(seed).choice(n_images, limit, replace=False)
+    return [int(index) for index in np.sort(drawn)]
 
 
 def parse_arguments(detector_type: type[Detector[Any]], kwargs: Mapping[str, Any]) -> Any:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Color, Detector
 from pyimgano_dask.settings.knob import Block, knob
+
+
+class MapScoring(Protocol):
+    """Arguments that say how a map becomes a score."""
+
+    @property
+    def reduction(self) -> Literal["max", "mean", "topk_mean"]:
+        """Which values of the map count."""
+
+    @property
+    def topk(self) -> float:
+        """Share of the largest values that topk_mean averages."""
 
 
 class DifferenceArguments(Block):
@@ -39,7 +51,7 @@ class DifferenceDetector(Detector[DifferenceArgs], Generic[DifferenceArgs]):
         return self.arguments.contamination
 
 
-def score_of(anomaly_map: NDArray[np.float32], arguments: DifferenceArguments) -> float:
+def score_of(anomaly_map: NDArray[np.float32], arguments: MapScoring) -> float:
     """The score of a map (H, W)."""
     if arguments.reduction == "max":
         return float(anomaly_map.max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pyimgano_dask.errors import ConfigError
@@ -25,3 +26,13 @@ def require(extra: str, needed_by: str) -> Any:
             f"{needed_by} needs {module}, which cannot be loaded here ({error}); "
             f"install it with: pip install 'pyimgano-dask[{extra}]'"
         ) from None
+
+
+def load(extra: str) -> None:
+    """Import the module of an extra where it is installed.
+
+    Done when a detector is made or arrives in a process: what limits native threads at the start of a task reaches
+    only libraries that are loaded by then.
+    """
+    with suppress(ImportError, OSError):
+        importlib.import_module(EXTRAS[extra])

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pyimgano_dask.detectors.base import Image, Prediction, State
+from pyimgano_dask.detectors.base import Image, Prediction, State, subsample
 from pyimgano_dask.detectors.differences import DifferenceArguments, DifferenceDetector, reduce_channels, score_of
 from pyimgano_dask.detectors.registry import register
 from pyimgano_dask.errors import ConfigError
@@ -224,11 +224,7 @@ class PixelMadMap(AlignedPixelDetector[MadArguments]):
     state_names = ("median", "mad")
 
     def select_training(self, n_images: int) -> Sequence[int]:
-        limit = self.arguments.max_train_images
-        if n_images <= limit:
-            return range(n_images)
-        drawn = np.random.default_rng(self.arguments.random_state).choice(n_images, limit, replace=False)
-        return [int(index) for index in np.sort(drawn)]
+        return subsample(n_images, self.arguments.max_train_images, self.arguments.random_state)
 
     def accumulate(self, images: Sequence[Image]) -> State:
         stack = np.empty((len(images), *self._shape), dtype=np.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pyimgano_dask.detectors.base import Detector
@@ -11,12 +11,19 @@ from pyimgano_dask.errors import ConfigError
 
 # Modules that define detectors; each is imported when the registry is first read.
 DETECTOR_MODULES = (
+    "pyimgano_dask.detectors.deep.autoencoder",
     "pyimgano_dask.detectors.deep.padim",
     "pyimgano_dask.detectors.deep.patchcore",
+    "pyimgano_dask.detectors.deep.stfpm",
+    "pyimgano_dask.detectors.exported.onnx_model",
+    "pyimgano_dask.detectors.exported.torch_models",
     "pyimgano_dask.detectors.pixel_statistics",
     "pyimgano_dask.detectors.reference_difference",
     "pyimgano_dask.detectors.texture_padim",
 )
+
+PYIMGANO_PREFIX = "pyimgano:"
+PYIMGANO_TAG = "pyimgano"
 
 _registry: dict[str, type[Detector[Any]]] = {}
 
@@ -37,11 +44,44 @@ def detector_types() -> Mapping[str, type[Detector[Any]]]:
 
 
 def find_detector_type(name: str) -> type[Detector[Any]]:
-    """The detector of this name; raises ConfigError listing the known ones."""
+    """The detector of this name; raises ConfigError listing the known ones.
+
+    `pyimgano:NAME` is a detector of the package pyimgano, which is imported for such names alone.
+    """
+    if name.startswith(PYIMGANO_PREFIX):
+        return _pyimgano_registry().pyimgano_type(name)  # type: ignore[no-any-return]
     known = detector_types()
     if name not in known:
-        raise ConfigError(f"unknown detector {name!r}; known are {', '.join(known)}")
+        raise ConfigError(
+            f"unknown detector {name!r}; known are {', '.join(known)}; "
+            f"detectors of the package pyimgano are named {PYIMGANO_PREFIX}NAME"
+        )
     return known[name]
+
+
+def find_configured_type(name: str) -> type[Detector[Any]]:
+    """The detector that a config names, which may be one of pyimgano's without the prefix; raises ConfigError.
+
+    Where both packages have a detector of this name, it is the one of this package.
+    """
+    known = detector_types()
+    if name.startswith(PYIMGANO_PREFIX) or name in known:
+        return find_detector_type(name)
+    try:
+        return find_detector_type(PYIMGANO_PREFIX + name)
+    except ConfigError as error:
+        raise ConfigError(
+            f"model.name: {name!r} is none of {', '.join(known)}; and as a detector of the package pyimgano: {error}"
+        ) from None
+
+
+def pyimgano_names(tags: Collection[str] = ()) -> list[str]:
+    """Names of the detectors of the package pyimgano that have all these tags; raises ConfigError without it."""
+    return _pyimgano_registry().pyimgano_names(tags)  # type: ignore[no-any-return]
+
+
+def _pyimgano_registry() -> Any:
+    return importlib.import_module("pyimgano_dask.detectors.pyimgano_registry")
 
 
 def describe(detector_type: type[Detector[Any]]) -> dict[str, Any]:

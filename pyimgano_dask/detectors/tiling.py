@@ -174,6 +174,10 @@ class TiledDetector(Detector[Any]):
         return self.inner.is_position_bound
 
     @property
+    def gives_maps(self) -> bool:  # type: ignore[override]
+        return self.inner.gives_maps
+
+    @property
     def model_file(self) -> str | None:  # type: ignore[override]
         return self.inner.model_file
 
@@ -211,6 +215,9 @@ class TiledDetector(Detector[Any]):
     def with_state(self, state: State) -> Self:
         return self._around(self.inner.with_state(state))
 
+    def check(self) -> tuple[str, ...]:
+        return self.inner.check()
+
     def _around(self, inner: Detector[Any]) -> Self:
         return type(self)(inner, self._tile, self._stride, self._settings)
 
@@ -225,18 +232,24 @@ class TiledDetector(Detector[Any]):
                 f"got {len(images)} images and {len(references)} references"
             )
         answers = self._answers(images, references if self.needs_reference else ())
-        scores, maps = np.empty(len(images)), []
+        scores = np.empty(len(images))
+        maps: list[Floats | None] = []
         for number, image in enumerate(images):
             grid = self._grid(image)
+            of_image = islice(answers, len(grid))
             tile_scores: list[float] = []
-            maps.append(blend(grid, _maps(islice(answers, len(grid)), tile_scores), self._settings.map_reduce))
+            if self.gives_maps:
+                maps.append(blend(grid, _maps(of_image, tile_scores), self._settings.map_reduce))
+            else:
+                tile_scores += (score for score, _ in of_image)
+                maps.append(None)
             scores[number] = reduce_scores(tile_scores, self._settings)
         return Prediction(scores, tuple(maps))
 
     def _grid(self, image: Image) -> TileGrid:
         return tile_grid(image.shape[0], image.shape[1], self._tile, self._stride)
 
-    def _answers(self, images: Sequence[Image], references: Sequence[Image]) -> Iterator[tuple[float, Floats]]:
+    def _answers(self, images: Sequence[Image], references: Sequence[Image]) -> Iterator[tuple[float, Floats | None]]:
         """Score and map of every tile of all images, in order; tiles of several images share a batch."""
         tiles = self._tiles(images, references)
         size = max(1, BATCH_PIXELS // (self._tile**2 * (2 if references else 1)))
@@ -245,7 +258,7 @@ class TiledDetector(Detector[Any]):
                 [tile for tile, _ in batch], [reference for _, reference in batch if reference is not None]
             )
             for score, values in zip(prediction.scores.tolist(), prediction.maps, strict=True):
-                if values.shape != (self._tile, self._tile):
+                if values is not None and values.shape != (self._tile, self._tile):
                     raise InputError(
                         "infer",
                         "PredictionError",
@@ -261,10 +274,11 @@ class TiledDetector(Detector[Any]):
                 yield cut(image, place, self._tile), None if reference is None else cut(reference, place, self._tile)
 
 
-def _maps(answers: Iterable[tuple[float, Floats]], scores: list[float]) -> Iterator[Floats]:
+def _maps(answers: Iterable[tuple[float, Floats | None]], scores: list[float]) -> Iterator[Floats]:
     """The maps of tiles one by one; their scores go to the end of `scores`."""
     for score, values in answers:
         scores.append(score)
+        assert values is not None
         yield values
 
 

@@ -48,7 +48,7 @@ _OPENCV_MAX_PIXELS = 2**30
 _OPENCV_MAX_SIDE = 2**20
 
 # libpng's weights of blue, green and red: 0.299 and 0.587 in 1/32768, cut to whole numbers, and blue as what is left.
-_LIBPNG_WEIGHTS_BGR = np.array([[3737, 19234, 9797]], np.float32) / 32768
+_LIBPNG_WEIGHTS_BGR = np.array([[3737 / 32768, 19234 / 32768, 9797 / 32768]], np.float32)
 
 # Pixels that are converted at once, so that a large image does not stand in memory twice.
 _BAND_PIXELS = 2**20
@@ -106,6 +106,13 @@ def decode_gray_and_rgb(data: bytes, *, max_pixels: int) -> tuple[Pixels, Pixels
     return gray, _swapped(bgr)
 
 
+def recoloured(image: Pixels, color: Literal["rgb", "gray"]) -> Pixels:
+    """An image in memory, uint8 RGB (H, W, 3) or grey (H, W), in this colour: as if it came from a PNG file."""
+    if color == "gray":
+        return image if image.ndim == 2 else _libpng_gray(image, _LIBPNG_WEIGHTS_BGR[:, ::-1])
+    return image if image.ndim == 3 else cast(Pixels, cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
+
+
 def _swapped(bgr: Pixels) -> Pixels:
     """`bgr` turned into RGB, in place but for a band of rows."""
     for rows in _bands(bgr):
@@ -113,11 +120,11 @@ def _swapped(bgr: Pixels) -> Pixels:
     return bgr
 
 
-def _libpng_gray(bgr: Pixels) -> Pixels:
+def _libpng_gray(bgr: Pixels, weights: NDArray[np.float32] = _LIBPNG_WEIGHTS_BGR) -> Pixels:
     """The grey that libpng makes of 8-bit colour: weights in 1/32768, truncated. Exact: no sum reaches 2**24."""
     gray = np.empty(bgr.shape[:2], np.uint8)
     for rows in _bands(bgr):
-        gray[rows] = cv2.transform(bgr[rows].astype(np.float32), _LIBPNG_WEIGHTS_BGR)
+        gray[rows] = cv2.transform(bgr[rows].astype(np.float32), weights)
     return gray
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Set
 
 from pyimgano_dask.settings.catalog import Path, knobs
 from pyimgano_dask.settings.defects import clamped_roi
+from pyimgano_dask.settings.preprocessing import IlluminationContrast
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.settings.tiling import TilingSettings
 
@@ -13,6 +14,9 @@ WITHOUT_DEFECTS = ("defects.enabled", "defects.preset")
 JSON_BYTES_A_PIXEL = 20
 """What a float32 takes in a record, on average: 17 or 18 digits, a point, a comma and a space."""
 TILING = ("adaptation", "tiling")
+ILLUMINATION = ("preprocessing", "illumination_contrast")
+STEPS = {"homomorphic": "homomorphic_", "clahe": "clahe_", "contrast_stretch": "contrast_"}
+"""Steps of the correction that are switched on, and what the names of their parameters begin with."""
 SENSIBLE_TILE = 32
 MOST_LOOKS = 16
 
@@ -26,6 +30,7 @@ def advice(settings: InferSettings, explicit: Set[Path]) -> Iterator[str]:
             f"maps of 256×256, {large:.0f} MB for 1024×1024; --save-maps keeps the same values in 4 bytes a pixel"
         )
     yield from _of_tiling(settings.adaptation.tiling, explicit)
+    yield from _of_illumination(settings.preprocessing.illumination_contrast, explicit)
     yield from _of_defects(settings, explicit)
 
 
@@ -50,6 +55,15 @@ def _of_tiling(tiling: TilingSettings, explicit: Set[Path]) -> Iterator[str]:
             f"--tile-stride {stride}: each pixel is scored about {(tile / stride) ** 2:,.0f} times; "
             f"{tile // 2} or more of {tile} is usual"
         )
+
+
+def _of_illumination(correction: IlluminationContrast, explicit: Set[Path]) -> Iterator[str]:
+    for knob in knobs():
+        if knob.path not in explicit or knob.path[:2] != ILLUMINATION:
+            continue
+        for step, prefix in STEPS.items():
+            if knob.path[-1].startswith(prefix) and knob.path[-1] != step and not getattr(correction, step):
+                yield f"{knob.flag} does nothing without --{step.replace('_', '-')}"
 
 
 def _of_defects(settings: InferSettings, explicit: Set[Path]) -> Iterator[str]:

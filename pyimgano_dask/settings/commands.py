@@ -26,8 +26,16 @@ INFER = Command("pyimgano-infer", without=("stored",))
 RESCORE = Command(
     "pyimgano-rescore",
     without=(
-        *("model", "training", "adaptation", "output.save_maps", "output.include_anomaly_map_values"),
+        *("model", "training", "adaptation", "preprocessing", "output.save_maps", "output.include_anomaly_map_values"),
         "dataflow.amp",
+    ),
+)
+ESTIMATOR = Command(
+    "DaskAnomalyDetector",
+    without=(
+        *("training", "inputs.input", "stored", "adaptation.save_maps", "defects", "output"),
+        *("dataflow.run_dir", "dataflow.resume", "dataflow.keep_parts", "dataflow.max_errors", "dataflow.progress"),
+        "dataflow.performance_report",
     ),
 )
 

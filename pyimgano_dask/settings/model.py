@@ -10,11 +10,18 @@ from pyimgano_dask.settings.knob import Block, knob
 class ModelSettings(Block):
     """Which detector, with which arguments."""
 
-    name: str | None = knob(None, "Registered detector name (see --list-models).", flag="--model", metavar="NAME")
+    name: str | None = knob(
+        None,
+        "Registered detector name (see --list-models), or pyimgano:NAME for one of the package pyimgano.",
+        flag="--model",
+        metavar="NAME",
+    )
     device: str | None = knob(
         None, "Device of detectors that can choose one: cpu or cuda.", flag="--device", metavar="DEVICE"
     )
-    preset: str | None = knob(None, "Recorded by exported configs; the aligned-pixel detectors have no presets.")
+    preset: str | None = knob(
+        None, "Preset of the arguments of a pyimgano detector, as its configs name it; others have none."
+    )
     reference_dir: str | None = knob(
         None,
         "Defect-free references for detectors that compare with one: a folder that holds an image of the same name for "

@@ -10,7 +10,7 @@ from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.catalog import Knob
 from pyimgano_dask.settings.commands import RESCORE, without_unused
 from pyimgano_dask.settings.infer_config import InferConfigFile
-from pyimgano_dask.settings.resolve import Resolved, merged, resolve, with_preset
+from pyimgano_dask.settings.resolve import Resolved, merged, resolve, with_presets
 from pyimgano_dask.settings.run_manifest import STORED_BLOCKS, RunManifest, read_run_manifest
 
 PIXEL_PROVENANCE = "pixel_threshold_provenance"
@@ -29,7 +29,7 @@ def resolve_rescoring(given: Mapping[Knob, Any], config: InferConfigFile | None 
 
     Defect extraction is on. Raises ConfigError naming every faulty value, and for a run folder without a manifest.
     """
-    payload = with_preset(without_unused(config.payload if config else {}, RESCORE))
+    payload = with_presets(without_unused(config.payload if config else {}, RESCORE))
     run_dir = next((value for knob, value in given.items() if knob.key == "stored.from_run"), None)
     if run_dir is None and isinstance(payload.get("stored"), Mapping):
         run_dir = payload["stored"].get("from_run")

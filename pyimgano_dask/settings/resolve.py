@@ -15,10 +15,17 @@ from pyimgano_dask.settings.advice import advice
 from pyimgano_dask.settings.catalog import Knob, Path, describe_faults, knobs
 from pyimgano_dask.settings.commands import INFER, Command, knobs_of
 from pyimgano_dask.settings.infer_config import InferConfigFile
+from pyimgano_dask.settings.preprocessing import ILLUMINATION_PRESETS
 from pyimgano_dask.settings.presets import DEFECT_PRESETS
 from pyimgano_dask.settings.run import InferSettings
 
-PRESET: Path = ("defects", "preset")
+PRESETS: Mapping[Path, tuple[Path, Mapping[Any, Mapping[str, Any]]]] = {
+    ("defects", "preset"): (("defects",), DEFECT_PRESETS),
+    ("preprocessing", "preset"): (("preprocessing", "illumination_contrast"), ILLUMINATION_PRESETS),
+}
+"""Knobs that name a preset: the block it is for, and the values of that block by name."""
+MAY_BE_NULL: tuple[Path, ...] = (("adaptation", "tiling"), ("preprocessing", "illumination_contrast"))
+"""Blocks for which a config may say null, which is the same as leaving them out."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,9 @@ def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) ->
     over them and below the other explicit values. Raises ConfigError naming every faulty flag and JSON path.
     """
     tree: Mapping[str, Any] = config.payload if config else {}
-    tree = with_preset(tree)
-    if preset := _preset(next((given[knob] for knob in given if knob.path == PRESET), None)):
-        tree = merged(tree, {"defects": preset})
+    tree = with_presets(_without_null_blocks(tree))
+    for knob, value in given.items():
+        tree = merged(tree, _values_of_preset(knob.path, value))
     for knob, value in given.items():
         tree = _with_value(tree, knob.path, value)
     for knob in knobs():
@@ -82,15 +89,26 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def with_preset(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tree with the values of the preset it names laid below its own."""
-    preset = _preset(_value_at(tree, PRESET))
-    return merged({"defects": preset}, tree) if preset else tree
+def with_presets(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree with the values of the presets it names laid below its own."""
+    for path in PRESETS:
+        tree = merged(_values_of_preset(path, _value_at(tree, path)), tree)
+    return tree
 
 
-def _preset(name: Any) -> Mapping[str, Any]:
-    """Values of a preset; none for a name that validation will refuse."""
-    return next((values for known, values in DEFECT_PRESETS.items() if known == name), {})
+def _values_of_preset(path: Path, name: Any) -> Mapping[str, Any]:
+    """The tree of a preset's values; none for another knob, or for a name that validation will refuse."""
+    block, presets = PRESETS.get(path, ((), {}))
+    values = next((values for known, values in presets.items() if known == name), None)
+    return {} if values is None else _with_value({}, block, values)
+
+
+def _without_null_blocks(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    for *blocks, name in MAY_BE_NULL:
+        outer = _value_at(tree, tuple(blocks))
+        if isinstance(outer, Mapping) and name in outer and outer[name] is None:
+            tree = _with_value(tree, tuple(blocks), {key: value for key, value in outer.items() if key != name})
+    return tree
 
 
 def _with_value(tree: Mapping[str, Any], path: Path, value: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import field_validator, model_validator
 from pyimgano_dask.settings.defects import DefectSettings
 from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.model import ModelSettings, TrainingSettings
+from pyimgano_dask.settings.preprocessing import PreprocessingSettings
 from pyimgano_dask.settings.tiling import TilingSettings
 
 DEFAULT_BATCH_SIZE = 32
@@ -53,35 +54,12 @@ class AdaptationSettings(Block):
     tiling: TilingSettings = TilingSettings()
     postprocess: dict[str, Any] | None = knob(None, "Map normalisation; not available in this version.")
 
-    @field_validator("tiling", mode="before")
-    @classmethod
-    def _null_is_no_tiling(cls, tiling: object) -> object:
-        return {} if tiling is None else tiling
-
     @field_validator("postprocess")
     @classmethod
     def _postprocess_is_off(cls, postprocess: dict[str, Any] | None) -> dict[str, Any] | None:
         if postprocess:
             raise ValueError("map postprocessing is not available in this version; remove the block or set it to null")
         return postprocess
-
-
-class PreprocessingSettings(Block):
-    """What happens to images between decoding and the detector."""
-
-    illumination_contrast: dict[str, Any] | None = knob(
-        None, "Illumination and contrast correction; not available in this version."
-    )
-
-    @field_validator("illumination_contrast")
-    @classmethod
-    def _correction_is_off(cls, correction: dict[str, Any] | None) -> dict[str, Any] | None:
-        if correction:
-            raise ValueError(
-                "illumination and contrast correction is not available in this version; "
-                "remove the block or set it to null"
-            )
-        return correction
 
 
 class OutputSettings(Block):
@@ -210,8 +188,9 @@ class DataflowSettings(Block):
     )
     threads_per_task: int = knob(
         1,
-        "Threads that OpenCV, BLAS and torch use inside a task; for detectors that gain more from them than from "
-        "further workers. Changes no result.",
+        "Threads that OpenCV, BLAS and torch use inside a task, and to train a network; for detectors that gain more "
+        "from them than from further workers. Changes no result of detectors without networks, and the last digits of "
+        "those with.",
         flag="--threads-per-task",
         metavar="N",
         ge=1,

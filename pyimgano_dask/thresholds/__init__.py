@@ -8,6 +8,7 @@ from pyimgano_dask.thresholds.provenance import (
     Provenance,
     calibrated_pixel_provenance,
     fixed_pixel_provenance,
+    own_score_threshold_provenance,
     score_threshold_provenance,
 )
 from pyimgano_dask.thresholds.quantiles import (
@@ -25,6 +26,7 @@ __all__ = [
     "Provenance",
     "calibrated_pixel_provenance",
     "fixed_pixel_provenance",
+    "own_score_threshold_provenance",
     "refined_quantile",
     "score_quantile",
     "score_threshold_provenance",

@@ -30,6 +30,17 @@ def score_threshold_provenance(scores: NDArray[np.floating], q: float, source: s
     }
 
 
+def own_score_threshold_provenance(
+    scores: NDArray[np.floating], contamination: float | None, source: str
+) -> Provenance:
+    """A score threshold that the detector settled while it was fitted, at its own quantile 1 - contamination.
+
+    `scores` are those it gives its training images afterwards, which need not be those it settled the threshold on.
+    """
+    quantile = None if contamination is None else 1 - contamination
+    return {**score_threshold_provenance(scores, 0.0, source), "method": "detector", "quantile": quantile}
+
+
 def calibrated_pixel_provenance(
     q: float,
     *,

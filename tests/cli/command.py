@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.commands import run_module
+
 # Root reads and writes everything; without these capabilities it is denied like anybody.
 _SETPRIV = shutil.which("setpriv")
 _IS_ROOT = os.geteuid() == 0
@@ -35,20 +37,34 @@ class Answer:
 
 
 def command(
-    *arguments: str, cwd: Path, module: str = "infer", env: dict[str, str] | None = None, stdout: Any = subprocess.PIPE
+    *arguments: str,
+    cwd: Path,
+    module: str = "infer",
+    env: dict[str, str] | None = None,
+    stdout: Any = None,
+    may_be_denied: bool = False,
 ) -> Answer:
-    """Run a command in a process of its own; it never shows a traceback unless --debug is among the arguments."""
-    done = subprocess.run(
-        [*_AS_A_USER, sys.executable, "-m", f"pyimgano_dask.cli.{module}", *arguments],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        timeout=120,
-        check=False,
-    )
-    answer = Answer(done.returncode, done.stdout or b"", done.stderr.decode("utf-8", "backslashreplace"))
+    """Run a command in a process of its own; it never shows a traceback unless --debug is among the arguments.
+
+    The process is a fresh one where it gets `stdout` or another `env` than a width, or where root `may_be_denied` what
+    a user is.
+    """
+    name = f"pyimgano_dask.cli.{module}"
+    if stdout is not None or may_be_denied or set(env or ()) - {"COLUMNS"}:
+        done = subprocess.run(
+            [*(_AS_A_USER if may_be_denied else ()), sys.executable, "-m", name, *arguments],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+        code, out, err = done.returncode, done.stdout or b"", done.stderr
+    else:
+        code, out, err = run_module(name, *arguments, cwd=cwd, env=env)
+    answer = Answer(code, out, err.decode("utf-8", "backslashreplace"))
     assert ("Traceback" in answer.stderr) <= ("--debug" in arguments), answer.stderr
     return answer
 

@@ -112,7 +112,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Run:
 
     arguments = [*trained.source, "--input", "@list.txt", "--input", "odd", "--batch-size", "5", "--workers", "2"]
     arguments += ["--max-image-pixels", str(MAX_PIXELS), "--save-maps", "maps", "--save-jsonl", "out/records.jsonl"]
-    answer = command(*arguments, cwd=folder)
+    answer = command(*arguments, cwd=folder, may_be_denied=True)
     return Run(folder, answer, Answer(0, (folder / "out" / "records.jsonl").read_bytes(), "").records)
 
 

@@ -199,7 +199,7 @@ class TestOutputs:
         locked.mkdir(mode=0o555)
         before = everything_in(place.folder)
         arguments = ["--defects", "--pixel-threshold", "3", "--save-masks", "locked", "--save-jsonl", "locked/o.jsonl"]
-        answer = command(*trained.source, "--input", "part.png", *arguments, cwd=place.folder)
+        answer = command(*trained.source, "--input", "part.png", *arguments, cwd=place.folder, may_be_denied=True)
         assert answer.code == 2
         assert [line.split(": ")[2] for line in answer.stderr.splitlines()] == ["--save-masks", "--save-jsonl"]
         assert answer.stderr.count("Permission denied") == 2
@@ -229,6 +229,14 @@ class TestDetector:
         (line,) = place.refused(source=["--model", MODEL])
         assert "--train-dir" in line
         assert "--checkpoint-path" in line
+
+    def test_a_device_that_no_worker_can_have(self, place: Place) -> None:
+        torch = pytest.importorskip("torch", reason="vision_padim needs torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        source = ["--model", "vision_padim", "--train-dir", "part.png"]
+        (line,) = place.refused("--device", "cuda", "--scheduler", "threads", source=source)
+        assert "--device cuda: torch finds no such device here; give --device cpu" in line
 
     def test_bad_arguments_are_all_named(self, place: Place) -> None:
         kwargs = '{"resize": 3, "topk": 7, "color": "blue"}'

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from pyimgano_dask.dataflow.inspection import Inspection, RunSummary, SilentProgress, Thresholds, inspect, stored_source
 from pyimgano_dask.dataflow.plan import Chunk, make_plan
@@ -29,7 +28,7 @@ from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 from pyimgano_dask.settings.run import DataflowSettings
-from tests.conftest import wait_until
+from tests.waiting import wait_until
 
 BIG_SIDE_PX = 200
 SMALL_MAP = np.zeros((16, 16), np.float32)
@@ -43,7 +42,7 @@ def opened(name: str, workers: int | None = None, n_inputs: int = 1, **flow: Any
 
 def none_is_lost(chunk: Chunk, loss: Loss) -> None:
     """Takes the chunks that are given up where none may be."""
-    pytest.fail(f"chunk {chunk.index} was given up: {loss.message}")
+    raise AssertionError(f"chunk {chunk.index} was given up: {loss.message}")
 
 
 class ShuffledScheduler(Scheduler):
@@ -146,6 +145,35 @@ class ReportsInferenceMode(TrainingFreeDetector[InferenceModeArguments]):
         score = float(torch is not None and torch.is_inference_mode_enabled())
         maps = tuple(np.full(image.shape[:2], score, np.float32) for image in images)
         return Prediction(np.full(len(images), score), maps)
+
+
+class ScoreOnlyArguments(Block):
+    """Arguments of `ScoresOnly`."""
+
+    own_threshold: float | None = knob(None, "What fitting would have settled.")
+
+
+class ScoresOnly(TrainingFreeDetector[ScoreOnlyArguments]):
+    """Scores the brightness of a whole image and gives no maps.
+
+    Not registered: the tests hand it over themselves.
+    """
+
+    name = "scores_only"
+    summary = "Has no maps."
+    tags = ("test",)
+    reference = "None."
+    arguments_type = ScoreOnlyArguments
+    gives_maps = False
+    color: Color = "gray"
+    contamination = 0.25
+
+    @property
+    def own_score_threshold(self) -> float | None:
+        return self.arguments.own_threshold
+
+    def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
+        return Prediction(np.array([image.mean() for image in images], dtype=np.float64), (None,) * len(images))
 
 
 class NoOp(TrainingFreeDetector[Block]):

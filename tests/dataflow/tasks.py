@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 
 from pyimgano_dask.dataflow.plan import Chunk, chunked
 from pyimgano_dask.errors import RunError
-from tests.conftest import wait_until
+from tests.waiting import wait_until
 
 
 def chunks(count: int) -> Iterator[Chunk]:

@@ -14,7 +14,7 @@ from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.run import TlsFiles as Given
 from pyimgano_dask.synthesis import InspectionSet
 from tests.cluster import DaskCluster, TlsFiles, make_tls, start_cluster
-from tests.conftest import infer_command, run_python
+from tests.conftest import infer_command, rescore_command, run_python
 from tests.dataflow.doubles import opened
 
 FITTED_FLAGS = ("--model", "vision_pixel_mad_map", "--train-dir", "set/train/good")
@@ -67,13 +67,13 @@ def test_a_cluster_with_certificates_gives_the_same_bytes(encrypted: Encrypted, 
 @pytest.mark.cluster
 def test_stored_maps_are_scored_anew_there_too(encrypted: Encrypted, place: Path) -> None:
     inspect(place, "--save-maps", "maps", "--save-jsonl", "first.jsonl")
-    rescore = ("-m", "pyimgano_dask.cli.rescore", "--maps", "maps", "--defects", "--pixel-threshold", "3")
+    rescore = ("--maps", "maps", "--defects", "--pixel-threshold", "3")
     report = ("--performance-report", "rescored.html")
-    there = run_python(
+    there = rescore_command(
         *(*rescore, "--scheduler", encrypted.cluster.address, *encrypted.files.flags(), *report), cwd=place
     )
     assert there.rc == 0, there.stderr
-    assert there.stdout == run_python(*rescore, cwd=place).stdout
+    assert there.stdout == rescore_command(*rescore, cwd=place).stdout
     assert "_attempt" in (place / "rescored.html").read_text()
 
 

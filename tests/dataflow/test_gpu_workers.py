@@ -72,7 +72,7 @@ def test_one_kind_of_worker_does_both_where_there_is_no_other(tmp_path: Path) ->
 @pytest.mark.parametrize("scale", ["image", "run"])
 def test_the_bytes_are_those_of_one_process(scale: str, mixed: DaskCluster, workplace: Workplace) -> None:
     here, there = workplace("here"), workplace("there")
-    assert infer_command(*RUN, "--overlay-scale", scale, "--scheduler", "sync", cwd=here).rc == 3
+    assert infer_command(*RUN, "--overlay-scale", scale, "--scheduler", "sync", cwd=here, fresh=True).rc == 3
     flags = ("--overlay-scale", scale, "--scheduler", mixed.address, "--gpu-resource", "GPU", "--profile")
     done = infer_command(*RUN, *flags, cwd=there)
     assert done.rc == 3, done.stderr

@@ -15,7 +15,7 @@ import pyimgano_dask
 from pyimgano_dask import ConfigError, RunError
 from pyimgano_dask.dataflow.inspection import RunSummary
 from tests.cluster import start_cluster
-from tests.conftest import Ended, hashes_below, infer_command, run_python
+from tests.conftest import Ended, hashes_below, infer_command, rescore_command
 from tests.object_store import Bucket, CutLine, closed_port, cut_line, reached_by
 
 MODEL = "vision_pixel_mean_absdiff_map"
@@ -42,9 +42,11 @@ def at(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def fitted(at: Path, *flags: object) -> Ended:
+def fitted(at: Path, *flags: object, fresh: bool = False) -> Ended:
     """Inspect with the fitted detector; records go to standard output."""
-    return infer_command("--infer-config", "fit/infer_config.json", *DEFECTS, "--no-progress", *flags, cwd=at)
+    return infer_command(
+        "--infer-config", "fit/infer_config.json", *DEFECTS, "--no-progress", *flags, cwd=at, fresh=fresh
+    )
 
 
 def inspect(**flags: Any) -> RunSummary:
@@ -70,7 +72,7 @@ def without(items: Iterable[Mapping[str, Any]], *roots: str) -> str:
 def on_disk(place: Path) -> Ended:
     """The run that all others must equal."""
     artifacts = ("--save-maps", "maps", "--save-masks", "masks", "--save-overlays", "overlays")
-    return fitted(place, "--input", "set/test", *artifacts)
+    return fitted(place, "--input", "set/test", *artifacts, fresh=True)
 
 
 @pytest.fixture
@@ -131,11 +133,12 @@ class TestArtifacts:
             assert bucket.hashes(name) == hashes_below(place / name)
 
     def test_zarr_stores_are_those_of_the_disk(self, bucket: Bucket, place: Path, inputs: str) -> None:
-        def run(root: str, inputs: str, *flags: object) -> Ended:
+        def run(root: str, inputs: str, *flags: object, fresh: bool = False) -> Ended:
             stores = ("--save-maps", f"{root}maps.zarr", "--save-masks", f"{root}masks.zarr", "--mask-format", "zarr")
-            return fitted(place, "--input", inputs, *stores, *flags)
+            return fitted(place, "--input", inputs, *stores, *flags, fresh=fresh)
 
-        there, here = run(bucket.url(""), inputs, "--scheduler", "threads"), run("", "set/test")
+        there = run(bucket.url(""), inputs, "--scheduler", "threads", fresh=True)
+        here = run("", "set/test")
         assert (there.rc, here.rc) == (0, 0), there.stderr
         assert "nclosed" not in there.stderr
         assert without(records(there), bucket.url("")) == without(records(here))
@@ -235,7 +238,7 @@ class TestRescoring:
         flags = ("--input", "set/test", "--save-maps", bucket.url("maps"), "--keep-parts", "--run-dir", "kept")
         ended = fitted(place, *flags)
         folder = bucket.put_folder(place / "kept", "kept")
-        again = run_python("-m", "pyimgano_dask.cli.rescore", "--no-progress", "--from-run", folder, cwd=place)
+        again = rescore_command("--no-progress", "--from-run", folder, cwd=place)
         assert (ended.rc, again.rc) == (0, 0), again.stderr
         assert again.stdout == ended.stdout
 

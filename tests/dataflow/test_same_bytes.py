@@ -100,7 +100,8 @@ def infer_at(place: Path, **settings: Any) -> RunSummary:
 def files_at(workplace: Workplace) -> Path:
     """Where the command ran on one thread, with masks, maps and overlays as files."""
     place = workplace("files")
-    done = infer_command(*flags({**TRAINING, **DEFECTS, **FILES, "run_dir": "run", "scheduler": "sync"}), cwd=place)
+    given = {**TRAINING, **DEFECTS, **FILES, "run_dir": "run", "scheduler": "sync"}
+    done = infer_command(*flags(given), cwd=place, fresh=True)
     assert done.rc == 3, done.stderr
     return place
 

@@ -49,7 +49,7 @@ def assert_only_records(stdout: str) -> None:
 
 @pytest.fixture(scope="module")
 def on_one_thread(workplace: Workplace) -> Ended:
-    done = infer_command(*RUN, "--scheduler", "sync", cwd=workplace("streams"))
+    done = infer_command(*RUN, "--scheduler", "sync", cwd=workplace("streams"), fresh=True)
     assert done.rc == 3, done.stderr
     return done
 
@@ -77,7 +77,7 @@ def test_a_cluster_says_nothing_of_its_own_even_beside_another_one(
     kind: str, on_one_thread: Ended, workplace: Workplace, request: pytest.FixtureRequest
 ) -> None:
     name = kind if kind == "local-cluster" else request.getfixturevalue("dask_cluster").address
-    done = infer_command(*RUN, "--scheduler", name, "--workers", 2, cwd=workplace("streams"))
+    done = infer_command(*RUN, "--scheduler", name, "--workers", 2, cwd=workplace("streams"), fresh=True)
     assert done.rc == 3, done.stderr
     assert done.stdout == on_one_thread.stdout
     assert_only_the_summary(done.stderr)

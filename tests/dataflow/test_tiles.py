@@ -66,7 +66,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the command ran on one thread."""
     place = tmp_path_factory.mktemp("sync")
     write_boards(place)
-    done = infer_command(*flags({**EVERYTHING, "scheduler": "sync", "run_dir": "run"}), cwd=place)
+    done = infer_command(*flags({**EVERYTHING, "scheduler": "sync", "run_dir": "run"}), cwd=place, fresh=True)
     assert done.rc == 3, done.stderr
     assert "warning" not in done.stderr
     return place

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import pyimgano_dask
+from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_as_before
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run import RunSummary
 from pyimgano_dask.dataflow.scheduler import Scheduler
@@ -92,6 +93,33 @@ def infer(parts: InspectionSet, **settings: Any) -> RunSummary:
     return pyimgano_dask.infer(
         **{"input": parts.test_good[0], "model_kwargs": RESIZE, "scheduler": "sync", "defects": True, **settings}
     )
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "vision_autoencoder": {"image_size": 32, "base_channels": 16, "latent_dim": 8, "epochs": 2},
+    "vision_stfpm": {"image_size": 64, "epochs": 1},
+}
+
+
+def trained_network(scheduler: Scheduler, parts: InspectionSet, model: str) -> bytes:
+    """The checkpoint of a network, trained on images that are read one a chunk."""
+    detector = find_detector_type(model).create(**NETWORKS[model])
+    reader = Reader("/", detector.color, 2**28)
+    images = TrainingImages(InputList((parts.train_dir,), base_dir="/"), reader, chunk_size=1)
+    return encode_detector(fit_detector(scheduler, detector, images))
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_networks_are_trained_alike_in_any_order_and_with_any_threads_of_the_caller(
+    parts: InspectionSet, model: str
+) -> None:
+    pytest.importorskip("torch", reason="networks are trained with torch")
+    checkpoints = {trained_network(ShuffledScheduler(0), parts, model)}
+    for name, threads_of_the_caller in (("sync", 2), ("threads", 3)):
+        with native_threads_as_before(), opened(name, 2, N_TRAIN) as scheduler:
+            limit_native_threads(threads_of_the_caller)
+            checkpoints.add(trained_network(scheduler, parts, model))
+    assert len(checkpoints) == 1
 
 
 def trained(parts: InspectionSet, **settings: Any) -> RunSummary:

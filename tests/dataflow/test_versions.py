@@ -14,7 +14,7 @@ from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.synthesis import InspectionSet
 from pyimgano_dask.version import __version__
 from tests.cluster import ROOT, DaskCluster, start_cluster
-from tests.conftest import infer_command, run_python
+from tests.conftest import infer_command, rescore_command
 from tests.dataflow.doubles import opened
 
 pytestmark = pytest.mark.cluster
@@ -96,8 +96,8 @@ def test_other_packages_are_told_and_the_run_goes_on(tmp_path: Path, place: Path
         number = cluster.add_worker(env=with_installed(tmp_path / "metadata", **versions))
         address = cluster.worker_addresses()[number]
         done = infer_command(*FLAGS, "--scheduler", cluster.address, "--save-maps", "maps", cwd=place)
-        rescore = ("-m", "pyimgano_dask.cli.rescore", "--maps", "maps", "--defects", "--pixel-threshold", "3")
-        rescored = run_python(*rescore, "--scheduler", cluster.address, cwd=place)
+        rescore = ("--maps", "maps", "--defects", "--pixel-threshold", "3")
+        rescored = rescore_command(*rescore, "--scheduler", cluster.address, cwd=place)
     assert (done.rc, rescored.rc) == (0, 0), rescored.stderr
     assert done.stdout == infer_command(*FLAGS, "--scheduler", "sync", "--save-maps", "maps", cwd=place).stdout
     told = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]

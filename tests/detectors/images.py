@@ -33,6 +33,19 @@ SMALL: Mapping[str, Any] = {
     "coreset_sampling_ratio": 0.5,
 }
 
+# Those of detectors that train: as few steps as let them learn something.
+SMALL_TRAINING: Mapping[str, Mapping[str, Any]] = {
+    "vision_autoencoder": {
+        "image_size": 32,
+        "base_channels": 8,
+        "latent_dim": 8,
+        "loss": "mse",
+        "epochs": 15,
+        "lr": 0.01,
+    },
+    "vision_stfpm": {"layers": ("layer1", "layer2"), "epochs": 2},
+}
+
 
 def draw_images(seed: int, color: str, sizes_hw: Sequence[tuple[int, int]] = SIZES_HW) -> list[Image]:
     """Noise around a fixed gradient, so that normal images look alike and none is flat."""
@@ -58,7 +71,7 @@ def make(name: str, color: str = "rgb", **arguments: Any) -> Detector[Any]:
     if detector_type.extra is not None:
         pytest.importorskip(EXTRAS[detector_type.extra], reason=f"{name} needs the extra [{detector_type.extra}]")
     fields = detector_type.arguments_type.model_fields
-    small = {key: value for key, value in SMALL.items() if key in fields}
+    small = {key: value for key, value in SMALL.items() if key in fields} | dict(SMALL_TRAINING.get(name, {}))
     chosen = {"color": color} if "color" in fields else {}
     return detector_type.create(**{**small, **chosen, **arguments})
 

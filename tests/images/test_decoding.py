@@ -21,6 +21,7 @@ from pyimgano_dask.images.decoding import (
     decode_gray_and_rgb,
     decode_image,
     max_file_bytes,
+    recoloured,
 )
 from tests.images.samples import (
     ALPHA,
@@ -173,6 +174,14 @@ class TestGrayAndRgb:
         alone = decode_image(data, "gray", max_pixels=2**28)
         np.testing.assert_array_equal(gray, alone)
         np.testing.assert_array_equal(rgb, cube)
+
+    def test_an_image_in_memory_has_the_colours_of_its_png(self) -> None:
+        data = encode(RGB_IMAGE, "PNG")
+        np.testing.assert_array_equal(recoloured(RGB, "gray"), decode(data, "gray"))
+        grey = decode(data, "gray")
+        np.testing.assert_array_equal(recoloured(grey, "rgb"), np.dstack([grey] * 3))
+        assert recoloured(RGB, "rgb") is RGB
+        assert recoloured(grey, "gray") is grey
 
     def test_every_grey_level_of_a_bmp(self) -> None:
         levels = np.arange(256, dtype=np.uint8).reshape(16, 16)

@@ -36,7 +36,24 @@ FULL_CONFIG: dict[str, Any] = {
         "postprocess": None,
         "save_maps": True,
     },
-    "preprocessing": {"illumination_contrast": None},
+    "preprocessing": {
+        "illumination_contrast": {
+            "white_balance": "gray_world",
+            "homomorphic": True,
+            "homomorphic_cutoff": 0.25,
+            "homomorphic_gamma_low": 0.8,
+            "homomorphic_gamma_high": 1.25,
+            "homomorphic_c": 2.0,
+            "homomorphic_per_channel": False,
+            "clahe": True,
+            "clahe_clip_limit": 3.0,
+            "clahe_tile_grid_size": [4, 6],
+            "gamma": 1.25,
+            "contrast_stretch": True,
+            "contrast_lower_percentile": 1.0,
+            "contrast_upper_percentile": 99.0,
+        }
+    },
     "defects": {
         "enabled": True,
         "pixel_threshold": 0.5,
@@ -125,6 +142,7 @@ _SPECIAL = {
     "dataflow.scheduler": ("threads", "sync"),
     "model.checkpoint_path": ("/data/a.npz", "/data/b.npz"),
     "output.overlay_scale": ("run", "-1,2.5"),
+    "preprocessing.illumination_contrast.clahe_tile_grid_size": ([2, 3], [4, 5]),
     "dataflow.performance_report": ("report.html", "other.HTML"),
 }
 

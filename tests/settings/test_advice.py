@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pyimgano_dask.settings.preprocessing import ILLUMINATION_PRESETS
 from pyimgano_dask.settings.presets import DEFECT_PRESETS
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 
@@ -35,6 +36,10 @@ def advice(**keywords: Any) -> tuple[str, ...]:
         ({"tile_size": 64, "tile_map_reduce": "hann"}, "give a --tile-stride such as 48"),
         ({"tile_size": 64, "tile_stride": 64, "tile_map_reduce": "mean"}, "give a --tile-stride such as 48"),
         ({"tile_size": 64, "tile_stride": 8}, "each pixel is scored about 64 times; 32 or more of 64 is usual"),
+        ({"homomorphic_cutoff": 0.1}, "--homomorphic-cutoff does nothing without --homomorphic"),
+        ({"homomorphic_per_channel": False, "clahe": True}, "does nothing without --homomorphic"),
+        ({"clahe_clip_limit": 3.0}, "--clahe-clip-limit does nothing without --clahe"),
+        ({"contrast_upper_percentile": 99.0}, "nothing without --contrast-stretch"),
     ],
 )
 def test_one_sentence_for_each_setting_without_effect(keywords: dict[str, Any], said: str) -> None:
@@ -54,7 +59,10 @@ def test_one_sentence_for_each_setting_without_effect(keywords: dict[str, Any], 
         {"tile_size": 512},
         {"tile_size": 512, "tile_stride": 384, "tile_map_reduce": "hann"},
         {"tile_size": 64, "tile_score_reduce": "topk_mean", "tile_score_topk": 0.5},
+        {"homomorphic": True, "homomorphic_cutoff": 0.1, "clahe": True, "clahe_tile_grid_size": [4, 4]},
+        {"contrast_stretch": True, "contrast_lower_percentile": 0.0},
         *({"defects_preset": name} for name in DEFECT_PRESETS),
+        *({"preprocessing_preset": name} for name in ILLUMINATION_PRESETS),
     ],
 )
 def test_nothing_is_said_of_settings_that_work(keywords: dict[str, Any]) -> None:

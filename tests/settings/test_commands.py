@@ -24,6 +24,7 @@ DETECTORS_ONLY = {
     "--tile-score-reduce",
     "--tile-score-topk",
     "--tile-map-reduce",
+    *(knob.flag for knob in knobs() if knob.path[0] == "preprocessing"),
 }
 
 

@@ -93,7 +93,7 @@ def test_the_keyword_wins_over_the_config(knob: Knob, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "knob",
-    [knob for knob in FLAGGED if knob.flag not in ("--model", "--defects-preset")],
+    [knob for knob in FLAGGED if knob.flag not in ("--model", "--defects-preset", "--preprocessing-preset")],
     ids=lambda knob: knob.flag,
 )
 def test_a_flag_changes_nothing_but_its_knob(knob: Knob, tmp_path: Path) -> None:

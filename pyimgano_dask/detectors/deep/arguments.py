@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyimgano_dask.detectors.devices import device_knob
+from pyimgano_dask.detectors.exported.formats import TORCH_EXPORT, TORCHSCRIPT
 from pyimgano_dask.settings.knob import Block, knob
 
 RESNETS = ("resnet18", "resnet50", "wide_resnet50_2")
 ALIASES = {"wide_resnet50": "wide_resnet50_2"}
-FILES = {"torchscript": "a TorchScript module", "torch_export": "an exported program"}
-LIBRARIES = ("timm", "torchvision")
+FILES = {"torchscript": TORCHSCRIPT, "torch_export": TORCH_EXPORT}
+LIBRARIES = ("torchvision", "timm")
 
 
 class BackboneArguments(Block):
@@ -37,20 +39,22 @@ class BackboneArguments(Block):
         "Otherwise a ResNet starts from random weights.",
     )
     image_size: int = knob(224, "Side of the square that images are resized to, in pixels.", ge=16, le=4096)
-    device: str | None = knob(None, "cpu, cuda or cuda:N (default: cuda where there is one).")
+    device: str | None = device_knob()
     random_state: int = knob(0, "Seed of everything drawn at random.", ge=0)
 
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""
         library, colon, name = self.backbone.partition(":")
-        known = library in LIBRARIES and name if colon else self.architecture in (*RESNETS, *FILES)
+        known = bool(library in LIBRARIES and name) if colon else self.architecture in (*RESNETS, *FILES)
         if not known:
             raise ValueError(
                 f"backbone {self.backbone!r} is unknown; it is one of {', '.join((*RESNETS, *FILES))}, timm:NAME or "
                 "torchvision:NAME"
             )
         if self.backbone in FILES and self.weights_path is None:
-            raise ValueError(f"backbone {self.backbone} needs weights_path, the file of {FILES[self.backbone]}")
+            raise ValueError(f"backbone {self.backbone} needs weights_path, {FILES[self.backbone]}")
+        if library == "torchvision" and self.layers is None:
+            raise ValueError(f"backbone {self.backbone} needs layers, the names of its nodes to use, such as layer1")
         if self.layers is not None:
             self._check_layers(self.layers)
 
@@ -58,6 +62,8 @@ class BackboneArguments(Block):
         stages = tuple(f"layer{number}" for number in range(1, 5))
         if not layers or len(set(layers)) < len(layers):
             raise ValueError(f"layers must name at least one output, each once, got {list(layers)}")
+        if self.backbone.startswith("timm:") and not all(layer.isdecimal() for layer in layers):
+            raise ValueError(f"layers of {self.backbone} are its stages by number from 0, got {', '.join(layers)}")
         if self.architecture in RESNETS and not set(layers) <= set(stages):
             raise ValueError(f"layers of {self.backbone} are {', '.join(stages)}, got {', '.join(layers)}")
 

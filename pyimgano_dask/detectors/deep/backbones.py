@@ -10,16 +10,32 @@ import importlib
 import io
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
+from torch.jit._fuser import optimized_execution
 
 from pyimgano_dask.detectors.base import Image, State
 from pyimgano_dask.detectors.deep.arguments import FILES, LIBRARIES, RESNETS, BackboneArguments
 from pyimgano_dask.detectors.deep.resnet import ResNet, fused, initialise
+from pyimgano_dask.detectors.deep.squares import stack_squares
+from pyimgano_dask.detectors.deep.weights import (
+    Shapes,
+    as_arrays,
+    check_finite,
+    check_fit,
+    load_arrays,
+    parameters,
+    shapes_of,
+    without_weights,
+)
+from pyimgano_dask.detectors.devices import is_here
+from pyimgano_dask.detectors.exported.formats import format_of
+from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.detectors.model_files import ModelFiles
+from pyimgano_dask.detectors.torch_files import load_program, load_torchscript
 from pyimgano_dask.errors import ConfigError, InputError
 
 CODE = "code"
@@ -33,25 +49,16 @@ CUDA_BATCH = 32
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, AttributeError, ImportError)
 
 
-def check_device(device: str | None) -> None:
-    """Raise ConfigError for a device that torch does not know, or that is not here."""
-    if device is None:
-        return
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ConfigError(f"--device: {device!r} is none of cpu, cuda, cuda:N ({error})") from None
-    if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"--device: {device!r} is none of cpu, cuda, cuda:N")
-
-
 def chosen_device(device: str | None) -> torch.device:
     """The device asked for; without one CUDA where this process has it, else the CPU."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not is_here(device, "torch"):
         raise InputError(
-            "infer", "DeviceError", f"--device {device}: CUDA is not available where the chunks run; leave the flag out"
+            "infer",
+            "DeviceError",
+            f"the device is {device}, which is not there where this chunk runs; use workers with a GPU, or "
+            "--device cpu",
         )
     return torch.device(device)
 
@@ -75,7 +82,7 @@ def read_backbone(arguments: BackboneArguments, layers: tuple[str, ...], files: 
     if arguments.pretrained or name not in RESNETS:
         return _fitting_weights(net, _library_weights(name), "the library's weights", arguments.backbone)
     initialise(net, arguments.random_state)
-    return _as_arrays(net.state_dict())
+    return as_arrays(net.state_dict())
 
 
 def check_weights(arguments: BackboneArguments, layers: tuple[str, ...], weights: State, source: str) -> None:
@@ -84,10 +91,8 @@ def check_weights(arguments: BackboneArguments, layers: tuple[str, ...], weights
         if CODE not in weights or weights[CODE].dtype != np.uint8 or weights[CODE].ndim != 1:
             raise ConfigError(f"{source} holds no bytes of a model file")
         return
-    with torch.device("meta"):
-        net = _new_network(arguments.architecture, layers)
-    _check_fit(net, weights, source, arguments.backbone)
-    _check_finite(weights, source)
+    check_fit(_shapes(arguments.architecture, layers), weights, source, f"the backbone {arguments.backbone}")
+    check_finite(weights, source)
 
 
 class FeatureExtractor:
@@ -119,20 +124,8 @@ class FeatureExtractor:
 
     def normalised(self, images: Sequence[Image]) -> torch.Tensor:
         """float32 (n, 3, S, S) in channels-last order on the device."""
-        stack = np.stack([resize_square(image, self._size) for image in images])
-        batch = torch.from_numpy(stack).to(self.device).permute(0, 3, 1, 2)
+        batch = torch.from_numpy(stack_squares(images, self._size)).to(self.device).permute(0, 3, 1, 2)
         return batch.float().sub_(self._mean).div_(self._std)
-
-
-def resize_square(image: Image, size: int) -> Image:
-    """uint8 (size, size, 3): by area where the image shrinks in both directions, else bilinear."""
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    shrinks = height >= size and width >= size
-    return np.asarray(
-        cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), dtype=np.uint8
-    )
 
 
 def _picked(features: Any, layers: tuple[str, ...]) -> list[torch.Tensor]:
@@ -163,7 +156,7 @@ def _network(name: str, layers: tuple[str, ...], weights: State) -> torch.nn.Mod
         module: torch.nn.Module = _load_file(name, weights[CODE].tobytes(), "the extractor in the checkpoint")
         return module
     net = _new_network(name, layers)
-    net.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in weights.items()}, strict=False)
+    load_arrays(net, weights)
     if name in RESNETS:
         net = fused(net)
     net.requires_grad_(False)
@@ -172,7 +165,7 @@ def _network(name: str, layers: tuple[str, ...], weights: State) -> torch.nn.Mod
 
 
 def _new_network(name: str, layers: tuple[str, ...]) -> torch.nn.Module:
-    """The network with whatever weights it is born with."""
+    """The network, its weights yet to be set."""
     library, _, model = name.partition(":")
     if library == "timm":
         timm = _library("timm")
@@ -191,7 +184,12 @@ def _new_network(name: str, layers: tuple[str, ...]) -> torch.nn.Module:
         except ValueError as error:
             raise ConfigError(f"backbone {name!r} with layers {list(layers)}: {error}") from None
         return extractor
-    return ResNet(name, layers)
+    return without_weights(lambda: ResNet(name, layers))
+
+
+@cache
+def _shapes(name: str, layers: tuple[str, ...]) -> Shapes:
+    return shapes_of(lambda: _new_network(name, layers))
 
 
 def _library(name: str) -> Any:
@@ -230,7 +228,7 @@ def _read_state_dict(data: bytes, path: str) -> Mapping[str, Any]:
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *_DAMAGE) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = in_words(error)
         raise ConfigError(
             f"weights_path: {path!r} is not a file of weights that can be read safely ({reason}); it must hold a state "
             "dict of tensors only, as torch.save(model.state_dict(), FILE) writes it; pickled modules are never loaded"
@@ -245,50 +243,33 @@ def _read_state_dict(data: bytes, path: str) -> Mapping[str, Any]:
 
 def _fitting_weights(net: torch.nn.Module, found: Mapping[str, Any], source: str, backbone: str) -> State:
     """Those of the tensors that the network has a place for; ConfigError unless every place is filled."""
-    _check_fit(net, found, source, backbone)
-    weights = _as_arrays({key: found[key] for key in _parameters(net)})
-    _check_finite(weights, source)
+    wanted = parameters(net)
+    check_fit({key: tuple(value.shape) for key, value in wanted.items()}, found, source, f"the backbone {backbone}")
+    weights = as_arrays({key: found[key] for key in wanted})
+    check_finite(weights, source)
     return weights
 
 
-def _check_finite(weights: State, source: str) -> None:
-    broken = next((key for key, value in weights.items() if not np.isfinite(value).all()), None)
-    if broken is not None:
-        raise ConfigError(f"{source}: {broken} must hold finite numbers only; the file is damaged")
-
-
-def _parameters(net: torch.nn.Module) -> Mapping[str, torch.Tensor]:
-    """What a network computes with, by name."""
-    return {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
-
-
-def _check_fit(net: torch.nn.Module, found: Mapping[str, Any], source: str, backbone: str) -> None:
-    wanted = _parameters(net)
-    missing = [key for key in wanted if key not in found]
-    odd = [
-        f"{key} is {tuple(found[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in found and tuple(found[key].shape) != tuple(value.shape)
-    ]
-    if missing or odd:
-        faults = [f"it lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
-        raise ConfigError(f"{source} does not fit the backbone {backbone}: {'; '.join(faults + odd[:3])}")
-
-
-def _as_arrays(tensors: Mapping[str, Any]) -> State:
-    return {
-        key: np.ascontiguousarray(value.detach().cpu().float().numpy())
-        for key, value in tensors.items()
-        if not key.endswith("num_batches_tracked")
-    }
-
-
 def _load_file(kind: str, data: bytes, path: str) -> Any:
-    """The module in a trusted file."""
+    """The module in a trusted file; TorchScript runs as it is written, because its optimiser rewrites it as it goes."""
+    found = format_of(data)
+    if found != FILES[kind]:
+        raise ConfigError(f"weights_path: {path!r} is {found}; the backbone {kind} is {FILES[kind]}")
     try:
         if kind == "torchscript":
-            return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-        return torch.export.load(io.BytesIO(data)).module()
+            return Unoptimised(load_torchscript(data, torch.device("cpu")))
+        return load_program(data).module()
     except _DAMAGE as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ConfigError(f"weights_path: {path!r} is not {FILES[kind]} ({reason})") from None
+        raise ConfigError(f"weights_path: {path!r} cannot be loaded as {FILES[kind]}: {in_words(error)}") from None
+
+
+class Unoptimised(torch.nn.Module):
+    """A TorchScript module that computes the same at each call."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> Any:
+        with optimized_execution(False):
+            return self.module(x)

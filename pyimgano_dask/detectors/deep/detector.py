@@ -119,9 +119,8 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
 
 def _read_backbone(arguments: BackboneArguments, layers: tuple[str, ...], files: ModelFiles) -> State:
     require("torch", "a backbone")
-    from pyimgano_dask.detectors.deep.backbones import check_device, read_backbone
+    from pyimgano_dask.detectors.deep.backbones import read_backbone
 
-    check_device(arguments.device)
     return read_backbone(arguments, layers, files)
 
 

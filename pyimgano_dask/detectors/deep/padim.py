@@ -21,7 +21,7 @@ from pyimgano_dask.settings.knob import knob
 if TYPE_CHECKING:
     from pyimgano_dask.detectors.deep.gaussians import Gaussians
 
-PLACES_AT_ONCE = 512
+PLACES_AT_ONCE = 256
 
 
 class PadimArguments(BackboneArguments):
@@ -79,19 +79,15 @@ class Padim(BackboneDetector[PadimArguments]):
     def merge(cls, states: Sequence[State]) -> State:
         shared = {key: states[0][key] for key in ("channels", "grid_hw")}
         if all("rows" in state for state in states):
-            rows = np.concatenate([state["rows"] for state in states])
-            if len(rows) <= rows.shape[2]:
-                return {**shared, "rows": rows}
-        summed = _Sums()
-        for state in states:
-            summed.add(state)
-        return {**shared, **summed.state()}
+            rows = [state["rows"] for state in states]
+            if sum(map(len, rows)) <= rows[0].shape[2]:
+                return {**shared, "rows": np.concatenate(rows)}
+        return {**shared, **_Sums.of(states).state()}
 
     def finalize(self, state: State) -> Self:
         from pyimgano_dask.detectors.deep.gaussians import whitening
 
-        summed = _Sums()
-        summed.add(state)
+        summed = _Sums.of([state])
         mean = summed.total / summed.count
         fitted = {
             "channels": state["channels"],
@@ -135,33 +131,34 @@ def _gaussians(device: str | None, fitted: State) -> Gaussians:
 class _Sums:
     """Sums over images at each place: of features, float64 (P, d), and of the lower triangle of their products."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_places: int, d: int) -> None:
         self.count = 0
-        self.total: NDArray[np.float64] = np.zeros(())
-        self.products: NDArray[np.float64] = np.zeros(())
+        self.total = np.zeros((n_places, d))
+        self.products = np.zeros((n_places, d * (d + 1) // 2))
 
-    def add(self, state: State) -> None:
-        """Add a summary: features of some images, float32 (n, P, d), or sums."""
-        if "rows" not in state:
-            self._add(int(state["count"]), state["total"], state["products"])
-            return
-        rows = state["rows"]
-        n, n_places, d = rows.shape
-        below = np.tril_indices(d)
-        products = np.empty((n_places, len(below[0])))
-        for start in range(0, n_places, PLACES_AT_ONCE):
+    @classmethod
+    def of(cls, states: Sequence[State]) -> Self:
+        """The sums of several summaries."""
+        n_places, d = states[0]["rows"].shape[1:] if "rows" in states[0] else states[0]["total"].shape
+        sums = cls(n_places, d)
+        for state in states:
+            if "rows" in state:
+                sums._add_rows(state["rows"])
+            else:
+                sums.count += int(state["count"])
+                sums.total += state["total"]
+                sums.products += state["products"]
+        return sums
+
+    def _add_rows(self, rows: NDArray[np.float32]) -> None:
+        """Add the features of some images, (n, P, d)."""
+        below = np.tril_indices(rows.shape[2])
+        self.count += len(rows)
+        self.total += rows.sum(axis=0, dtype=np.float64)
+        for start in range(0, rows.shape[1], PLACES_AT_ONCE):
             places = slice(start, start + PLACES_AT_ONCE)
             block = rows[:, places].transpose(1, 2, 0).astype(np.float64)
-            products[places] = np.matmul(block, block.transpose(0, 2, 1))[:, below[0], below[1]]
-        self._add(n, rows.sum(axis=0, dtype=np.float64), products)
-
-    def _add(self, count: int, total: NDArray[np.float64], products: NDArray[np.float64]) -> None:
-        if self.count == 0:
-            self.total, self.products = total, products
-        else:
-            self.total = self.total + total
-            self.products = self.products + products
-        self.count += count
+            self.products[places] += np.matmul(block, block.transpose(0, 2, 1))[:, below[0], below[1]]
 
     def state(self) -> State:
         """The sums as a summary."""

@@ -124,7 +124,8 @@ class ResNet(nn.Module):
 def initialise(net: nn.Module, seed: int) -> None:
     """Draw weights as He et al. (Delving Deep into Rectifiers, ICCV 2015) do: normal, variance 2 / fan-out.
 
-    The same seed gives the same weights, whatever else draws at random in the process.
+    Batch normalisations begin as the identity. The same seed gives the same weights, whatever else draws at random in
+    the process.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
@@ -132,6 +133,8 @@ def initialise(net: nn.Module, seed: int) -> None:
             fan_out = module.weight[:, 0].numel()
             with torch.no_grad():
                 module.weight.normal_(0, math.sqrt(2 / fan_out), generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
 
 
 def fused(net: nn.Module) -> nn.Module:

@@ -1,0 +1,69 @@
+"""Making the detector that the `model` block of the settings names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyimgano_dask.dataflow.detector_advice import chosen_arguments, chosen_type
+from pyimgano_dask.dataflow.faults import flag_named
+from pyimgano_dask.detectors.base import Detector
+from pyimgano_dask.detectors.checkpoint import decode_detector, is_checkpoint
+from pyimgano_dask.detectors.devices import DEVICES, is_here
+from pyimgano_dask.detectors.extras import EXTRAS, require
+from pyimgano_dask.detectors.model_files import ModelFiles
+from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.resolve import Resolved
+from pyimgano_dask.settings.run import LOCAL_SCHEDULERS
+
+
+def make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tuple[str, ...]]:
+    """The detector, fitted where a saved state is named, and what the user should know of it; raises ConfigError."""
+    settings = resolved.settings
+    model = settings.model
+    detector_type = chosen_type(resolved)
+    if detector_type.extra is not None:
+        require(detector_type.extra, detector_type.name)
+    preset = {} if model.preset is None else detector_type.preset_arguments(model.preset)
+    kwargs = {**preset, **model.model_kwargs, **chosen_arguments(model, detector_type)}
+    _check_device(kwargs.get("device"), detector_type, settings.dataflow.scheduler)
+    files = ModelFiles(base_dir, model.trust_model_file, settings.checkpoint.sha256)
+    if model.checkpoint_path is None:
+        return detector_type.create(**kwargs).opened(files), ()
+    data = files.read(model.checkpoint_path, "--checkpoint-path")
+    if detector_type.model_file is not None and not is_checkpoint(data):
+        return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, files), ()
+    if detector_type.foreign_checkpoint is not None and not is_checkpoint(data):
+        warning = _unread_checkpoint(resolved, model.checkpoint_path, detector_type)
+        return detector_type.create(**kwargs).opened(files), (warning,)
+    detector = decode_detector(data, model.checkpoint_path)
+    if detector.name != detector_type.name:
+        raise ConfigError(
+            f"--checkpoint-path: {model.checkpoint_path!r} holds a {detector.name}, but --model is {detector_type.name}"
+        )
+    if detector.runs_code:
+        files.check_trust(data, model.checkpoint_path, "--checkpoint-path", "a detector around a model with code")
+    arguments = {**detector.arguments.model_dump(), **kwargs}
+    fitted = detector_type.create(**arguments).with_state(detector.state())
+    with flag_named("--checkpoint-path"):
+        return fitted, fitted.check()
+
+
+def _unread_checkpoint(resolved: Resolved, path: str, detector_type: type[Detector[Any]]) -> str:
+    """A warning that a config's checkpoint is left unread; ConfigError where nothing can take its place."""
+    is_explicit = resolved.is_explicit("model.checkpoint_path")
+    unread = f"{path!r} is not read: {detector_type.foreign_checkpoint}"
+    if is_explicit or resolved.settings.training.train_dir is None:
+        where = "--checkpoint-path: " if is_explicit else "the config's checkpoint "
+        raise ConfigError(f"{where}{unread}; fit {detector_type.name} anew with --train-dir DIR and without it")
+    return f"the config's checkpoint {unread}; {detector_type.name} is fitted anew on --train-dir"
+
+
+def _check_device(device: object, detector_type: type[Detector[Any]], scheduler: str) -> None:
+    """Raise ConfigError for a device that is not here, where the workers are on this machine."""
+    if detector_type.extra is None or scheduler not in LOCAL_SCHEDULERS:
+        return
+    if isinstance(device, str) and DEVICES.match(device) and not is_here(device, detector_type.extra):
+        raise ConfigError(
+            f"--device {device}: {EXTRAS[detector_type.extra]} finds no such device here; give --device cpu, or the "
+            "address of a cluster whose workers have it with --scheduler"
+        )

@@ -1,0 +1,28 @@
+"""Where detectors compute: the argument `device`, and whether this process has what it names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pyimgano_dask.detectors.extras import require
+from pyimgano_dask.settings.knob import knob
+
+DEVICES = re.compile(r"^(cpu|cuda(:\d+)?)$")
+
+
+def device_knob() -> Any:
+    """The argument `device` of a detector."""
+    return knob(None, "cpu, cuda or cuda:N (default: cuda where there is one, else cpu).", pattern=DEVICES.pattern)
+
+
+def is_here(device: str, extra: str) -> bool:
+    """Whether the library of an extra (`torch`, `onnx`; `pyimgano` has torch's) finds this device in this process."""
+    if device == "cpu":
+        return True
+    library = require("torch" if extra == "pyimgano" else extra, f"device {device}")
+    if extra == "onnx":
+        providers: list[str] = library.get_available_providers()
+        return "CUDAExecutionProvider" in providers
+    count: int = library.cuda.device_count()
+    return int(device.partition(":")[2] or 0) < count

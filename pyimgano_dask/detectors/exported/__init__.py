@@ -1,0 +1,1 @@
+"""Detectors that run models exported by other programs: ONNX, TorchScript, torch.export."""

@@ -1,0 +1,103 @@
+"""Models that torch runs. Imports torch, so it is imported when a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export.graph_signature import InputKind
+from torch.export.passes import move_to_device_pass
+from torch.jit._fuser import optimized_execution
+
+from pyimgano_dask.detectors.exported.inputs import ModelInput
+from pyimgano_dask.detectors.exported.outputs import Output
+from pyimgano_dask.detectors.exported.runner import DeviceMissingError, Runner
+from pyimgano_dask.detectors.torch_files import load_program, load_torchscript
+from pyimgano_dask.errors import ConfigError
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name; raises DeviceMissingError where there is none."""
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceMissingError(f"torch finds {count} CUDA devices")
+    return device
+
+
+class TorchScriptRunner(Runner):
+    """A TorchScript module. Its file says nothing of the size or the batch of its input."""
+
+    def __init__(self, data: bytes, device: str) -> None:
+        self._device = _device(device)
+        self._module = module = load_torchscript(data, self._device)
+        taken = [item for item in module.forward.schema.arguments[1:] if not item.has_default_value()]
+        if len(taken) != 1 or not isinstance(taken[0].type, torch.TensorType):
+            found = ", ".join(f"{item.name}: {item.type}" for item in taken)
+            raise ConfigError(
+                f"its forward must take one tensor, the images, but takes {len(taken)}: {found or 'none'}"
+            )
+
+    @property
+    def input(self) -> ModelInput:
+        return ModelInput()
+
+    def run(self, batch: NDArray[np.generic]) -> Sequence[Output]:
+        # Without the optimiser, which rewrites the graph after a few runs: each run computes the same.
+        with torch.inference_mode(), optimized_execution(False):
+            return list(_outputs(self._module(torch.from_numpy(batch).to(self._device))))
+
+
+class TorchExportRunner(Runner):
+    """A program of torch.export."""
+
+    def __init__(self, data: bytes, device: str) -> None:
+        self._device = _device(device)
+        program = load_program(data)
+        user_inputs = [item.arg for item in program.graph_signature.input_specs if item.kind is InputKind.USER_INPUT]
+        values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+        tensors = [value for item in user_inputs if isinstance(value := values.get(item.name), torch.Tensor)]
+        if len(user_inputs) != 1 or len(tensors) != 1:
+            raise ConfigError(
+                f"it must take one input, a tensor of images, but takes {len(user_inputs)}: "
+                + (", ".join(item.name for item in user_inputs) or "none")
+            )
+        (images,) = tensors
+        self._input = ModelInput(
+            tuple(size if isinstance(size, int) else None for size in images.shape),
+            str(images.dtype).removeprefix("torch."),
+        )
+        if images.device != self._device:
+            program = move_to_device_pass(program, self._device)
+        self._module = program.module()
+
+    @property
+    def input(self) -> ModelInput:
+        return self._input
+
+    def run(self, batch: NDArray[np.generic]) -> Sequence[Output]:
+        with torch.inference_mode():
+            return list(_outputs(self._module(torch.from_numpy(batch).to(self._device))))
+
+
+def _outputs(answer: Any) -> Iterator[Output]:
+    """The tensors of what a module returns; what is no tensor becomes an empty array, so that positions stay."""
+    pairs: list[tuple[str | None, Any]]
+    if isinstance(answer, Mapping):
+        pairs = [(str(name), value) for name, value in answer.items()]
+    elif hasattr(answer, "_fields"):
+        pairs = list(zip(answer._fields, answer, strict=True))
+    else:
+        values = answer if isinstance(answer, tuple | list) else [answer]
+        pairs = [(None, value) for value in values]
+    for name, value in pairs:
+        yield Output(name, _array(value) if isinstance(value, torch.Tensor) else np.empty(0))
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.generic]:
+    """As numpy has it; fractions become float32, because it lacks some types of torch."""
+    values = tensor.float() if tensor.is_floating_point() else tensor
+    return np.asarray(values.cpu().numpy())

@@ -1,0 +1,101 @@
+"""Calling detectors of another package: from image files, one at a time, quietly, with random numbers that repeat."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from pyimgano_dask.detectors.base import Image
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+FAST_COMPRESSION = 1
+
+# One call a process: such detectors may change themselves, and the random numbers are the process's own.
+_alone = threading.RLock()
+
+
+def encode_png(image: Image) -> bytes:
+    """A lossless file of an image, uint8 RGB (H, W, 3)."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, FAST_COMPRESSION])
+    if not done:
+        raise ValueError(f"an image of the shape {image.shape} cannot be written as PNG")
+    return data.tobytes()
+
+
+@contextmanager
+def image_files(encoded: Sequence[bytes]) -> Iterator[list[str]]:
+    """Paths of PNG files that hold these bytes, there until the block ends."""
+    with tempfile.TemporaryDirectory(prefix="pyimgano-dask-") as folder:
+        paths = [os.path.join(folder, f"{number:06d}.png") for number in range(len(encoded))]
+        for path, data in zip(paths, encoded, strict=True):
+            with open(path, "wb") as file:
+                file.write(data)
+        yield paths
+
+
+@contextmanager
+def alone_and_repeatable(seed: int) -> Iterator[None]:
+    """Run the block with no other such block beside it, its prints discarded, from known random numbers.
+
+    The generators of `random`, of numpy and, where it is loaded, of torch start at `seed` and are put back afterwards,
+    so that what the block draws depends on nothing before it. `sys.stdout` carries records, so nothing may be printed.
+    """
+    sink = io.StringIO()
+    with _alone, _seeded(seed), redirect_stdout(sink), redirect_stderr(sink):
+        yield
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Run the block with one native thread, so that its sums come out alike on any machine and in any process."""
+    before_opencv = cv2.getNumThreads()
+    torch = _loaded_torch()
+    before_torch = None if torch is None else torch.get_num_threads()
+    try:
+        with threadpool_limits(1):
+            cv2.setNumThreads(1)
+            if torch is not None:
+                torch.set_num_threads(1)
+            yield
+    finally:
+        cv2.setNumThreads(before_opencv)
+        if torch is not None:
+            torch.set_num_threads(before_torch)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    torch = _loaded_torch()
+    torch_state: NDArray[np.uint8] | None = None if torch is None else torch.random.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    if torch is not None:
+        torch.random.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        if torch is not None:
+            torch.random.set_rng_state(torch_state)
+
+
+def _loaded_torch() -> Any:
+    """The module, None where nothing has loaded it, or a thread is about to."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "set_num_threads") else None

@@ -1,0 +1,36 @@
+"""Loading the model files of torch whose format can run code. Imports torch, so it is imported when one is loaded."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def load_torchscript(data: bytes, device: torch.device) -> Any:
+    """The module in a TorchScript file, in evaluation mode; raises what torch raises."""
+    return torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
+
+
+def load_program(data: bytes) -> torch.export.ExportedProgram:
+    """The program in a torch.export file; raises what torch raises."""
+    with _silent("torch.export"):
+        return torch.export.load(io.BytesIO(data))
+
+
+@contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    """Drop what this logger says in the block: torch logs the traceback of a fault that it raises, too."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logging.getLogger(logger).addFilter(drop)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(drop)

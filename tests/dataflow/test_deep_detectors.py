@@ -1,0 +1,140 @@
+"""Runs of detectors on backbones: the same bytes everywhere, weights carried along, extractors that need trust."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="backbones need torch")
+
+import pyimgano_dask  # noqa: E402
+from pyimgano_dask import ConfigError  # noqa: E402
+from pyimgano_dask.detectors.deep.resnet import ResNet, initialise  # noqa: E402
+from tests.conftest import DaskCluster, hashes_below, infer_command  # noqa: E402
+from tests.dataflow.test_amp import without_torch  # noqa: E402, F401
+
+Workplace = Callable[[str], Path]
+
+SMALL = {"image_size": 48, "weights_path": "weights.pth"}
+MODELS: dict[str, dict[str, Any]] = {
+    "vision_autoencoder": {"image_size": 32, "base_channels": 4, "latent_dim": 6, "epochs": 2},
+    "vision_padim": {**SMALL, "d_reduced": 10},
+    "vision_patchcore": {**SMALL, "coreset_sampling_ratio": 0.2},
+    "vision_stfpm": {**SMALL, "image_size": 64, "layers": ["layer1"], "epochs": 1},
+}
+RUN: dict[str, Any] = {
+    "input": "set/test/scratch",
+    "train_dir": "set/train/good",
+    "batch_size": 5,
+    "defects": True,
+    "save_jsonl": "out/records.jsonl",
+    "save_maps": "out/maps",
+}
+
+
+class Grid(torch.nn.Module):
+    """A feature extractor of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 5, 3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+@pytest.fixture
+def place(workplace: Workplace) -> Iterator[Path]:
+    """A folder, in which the test works, with the inspection set, weights, and an extractor in TorchScript."""
+    place = workplace("deep")
+    net = ResNet("resnet18", ("layer1", "layer2", "layer3"))
+    initialise(net, 3)
+    torch.save(net.state_dict(), place / "weights.pth")
+    torch.jit.script(Grid()).save(str(place / "extractor.pt"))
+    with chdir(place):
+        yield place
+
+
+def outputs_of(place: Path, **settings: Any) -> dict[str, str]:
+    """Hashes of all files that a run leaves."""
+    pyimgano_dask.infer(**{**RUN, **settings})
+    hashes = hashes_below(place / "out")
+    shutil.rmtree(place / "out")
+    return hashes
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("model", MODELS)
+def test_bytes_are_the_same_on_any_scheduler(model: str, place: Path, dask_cluster: DaskCluster) -> None:
+    settings = {"model": model, "model_kwargs": MODELS[model]}
+    alone = outputs_of(place, scheduler="sync", **settings)
+    assert len(alone) > 4
+    assert outputs_of(place, scheduler="threads", workers=2, **settings) == alone
+    assert outputs_of(place, scheduler=dask_cluster.address, **settings) == alone
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_folder_needs_no_weights_and_gives_the_same_answers(model: str, place: Path) -> None:
+    fitted = outputs_of(place, model=model, model_kwargs=MODELS[model], run_dir="run")
+    (place / "weights.pth").unlink()
+    config = {"train_dir": None, "infer_config": "run/infer_config.json"}
+    again = outputs_of(place, **config)
+    assert {name: sha for name, sha in again.items() if name != "records.jsonl"} == {
+        name: sha for name, sha in fitted.items() if name != "records.jsonl"
+    }
+
+
+def test_tiles_and_seeds_reach_a_detector_on_a_backbone(place: Path) -> None:
+    settings = {"model": "vision_patchcore", "model_kwargs": {"image_size": 48, "coreset_sampling_ratio": 0.2}}
+    whole = outputs_of(place, **settings)
+    tiled = outputs_of(place, **settings, tile_size=64, tile_stride=48)
+    seeded = outputs_of(place, **settings, seed=5)
+    assert len({run["records.jsonl"] for run in (whole, tiled, seeded)}) == 3
+
+
+def test_an_extractor_runs_only_when_it_is_trusted(place: Path) -> None:
+    settings = {
+        "model": "vision_padim",
+        "model_kwargs": {"backbone": "torchscript", "weights_path": "extractor.pt", "image_size": 48},
+    }
+    with pytest.raises(ConfigError, match=r"weights_path: 'extractor.pt' .*--trust-model-file"):
+        outputs_of(place, **settings)
+    assert not (place / "out").exists()
+    outputs_of(place, **settings, trust_model_file=True, run_dir="run")
+    (place / "extractor.pt").unlink()
+
+    config = json.loads((place / "run/infer_config.json").read_text())
+    assert "trust_model_file" not in config["model"]
+    outputs_of(place, train_dir=None, infer_config="run/infer_config.json")
+    with pytest.raises(ConfigError, match=r"detector.npz' is a detector around a model with code.*--trust-model-file"):
+        outputs_of(place, model="vision_padim", checkpoint_path="run/detector.npz")
+    outputs_of(place, model="vision_padim", checkpoint_path="run/detector.npz", trust_model_file=True)
+
+
+def test_without_torch_the_extra_is_named(place: Path, without_torch: Path) -> None:  # noqa: F811
+    done = infer_command(
+        *("--model", "vision_padim", "--train-dir", "set/train/good", "--input", "set/test/scratch"),
+        cwd=place,
+        env={"PYTHONPATH": f"{without_torch}:{Path(pyimgano_dask.__file__).parents[1]}"},
+    )
+    assert done.rc == 2
+    assert "vision_padim needs torch" in done.stderr
+    assert "pip install 'pyimgano-dask[torch]'" in done.stderr
+
+
+def test_weights_of_another_backbone_end_the_run_before_it_begins(place: Path) -> None:
+    done = infer_command(
+        *("--model", "vision_padim", "--train-dir", "set/train/good", "--input", "set/test/scratch"),
+        *("--model-kwargs", '{"backbone": "resnet50", "weights_path": "weights.pth"}'),
+        *("--run-dir", "run"),
+        cwd=place,
+    )
+    assert done.rc == 2
+    assert "weights_path 'weights.pth' does not fit the backbone resnet50" in done.stderr
+    assert not (place / "run").exists()

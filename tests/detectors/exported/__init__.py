@@ -1,0 +1,1 @@
+"""Detectors around exported models, on small models made here."""
