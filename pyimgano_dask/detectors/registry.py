@@ -19,6 +19,7 @@ DETECTOR_MODULES = (
     "pyimgano_dask.detectors.exported.torch_models",
     "pyimgano_dask.detectors.pixel_statistics",
     "pyimgano_dask.detectors.reference_difference",
+    "pyimgano_dask.detectors.texture_padim",
 )
 
 PYIMGANO_PREFIX = "pyimgano:"

@@ -25,6 +25,11 @@ SMALL: Mapping[str, Any] = {
     "image_size": 64,
     "d_reduced": 12,
     "smoothing_sigma": 1.0,
+    "levels": (0, 1),
+    "stride": 4,
+    "window_px": 4.0,
+    "smoothing_px": 4.0,
+    "grid_hw": (3, 4),
     "coreset_sampling_ratio": 0.5,
 }
 

@@ -251,6 +251,15 @@ BAD_ARGUMENTS: Mapping[str, Sequence[Any]] = {
     "backbone": ("resnet19", "timm:", "elsewhere:resnet18", 18),
     "layers": ([], ["layer5"], ["layer1", "layer1"], "layer1"),
     "random_state": (-1, 0.5),
+    "levels": ([], [1, 1], [-1], [6], 1),
+    "grid_hw": ([0, 4], [4]),
+    "stride": (0, 65, 1.5),
+    "window_px": (0, float("inf")),
+    "light": ("dim",),
+    "prior_sites": (0,),
+    "shrinkage": (-0.1, 1.1),
+    "smoothing_px": (-1,),
+    "score_border_px": (-1, 0.5),
 }
 
 
