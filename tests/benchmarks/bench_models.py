@@ -81,7 +81,7 @@ def main() -> None:
     content = {
         "what": f"median of {ROUNDS} rounds of `predict` with default arguments, a batch of {N_TEST} images of "
         f"{SIDE} x {SIDE}, one thread; exported models are one weighted sum of the channels",
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, two cores at 100 % to itself",
+        "machine": f"{platform.machine()}, Python {platform.python_version()}, a machine of two cores",
         "ms": found,
     }
     path = Path(__file__).parents[2] / "docs" / SPEED_NAME
