@@ -133,11 +133,9 @@ def main() -> None:
             print(f"{name:28} {value:8.1f} ms an image, one thread", flush=True)
         for model in (Padim.name, Patchcore.name):
             whole, quarter = run(place, model, "test"), run(place, model, "@quarter.txt")
-            print(
-                f"{model:28} {whole['total']:8.1f} s in all, {whole['fit']:.1f} s fit, "
-                f"{whole['predict']:.1f} s predict; {whole['MiB']:.0f} MiB, {quarter['MiB']:.0f} MiB for a quarter of the images",
-                flush=True,
-            )
+            seconds = f"{whole['total']:8.1f} s in all, {whole['fit']:.1f} s fit, {whole['predict']:.1f} s predict"
+            memory = f"{whole['MiB']:.0f} MiB, {quarter['MiB']:.0f} MiB for a quarter of the images"
+            print(f"{model:28} {seconds}; {memory}", flush=True)
         if given.peer:
             done = subprocess.run(
                 [given.peer, "-c", PEER, "train", "test"], cwd=place, check=True, capture_output=True, text=True
