@@ -246,6 +246,7 @@ def walk(page: str, cwd: Path, *, is_wanted: Callable[[Example], bool]) -> None:
         "docs/GUIDE.md",
         "docs/FALSE_POSITIVE_DEBUGGING.md",
         "docs/TILING.md",
+        "docs/DETECTORS.md",
         "docs/ILLUMINATION.md",
         "docs/SKLEARN.md",
     ],
