@@ -48,18 +48,23 @@ class Gaussians:
         """`mean` is (P, d), `below` the lower triangles of the whitening matrices, (P, d (d + 1) / 2)."""
         self._device = chosen_device(device)
         self._channels = channels
+        self._shape = mean.shape
+        self._grid_hw = int(grid_hw[0]), int(grid_hw[1])
         n_places, d = mean.shape
         rows, columns = np.tril_indices(d)
         matrices = np.zeros((n_places, d, d), np.float32)
         matrices[:, rows, columns] = below
-        whitening = torch.from_numpy(matrices).to(self._device)
-        self._whitening = whitening.transpose(1, 2)
-        self._offset = -torch.matmul(torch.tensor(mean, device=self._device)[:, None], self._whitening)
-        self._grid_hw = int(grid_hw[0]), int(grid_hw[1])
+        # The upper right quarter of a lower triangle is zero, and left out: each part has its rows and columns.
+        parts = [(slice(0, d // 2), slice(0, d // 2)), (slice(d // 2, d), slice(0, d))] if d > 1 else [(slice(1),) * 2]
+        self._parts = []
+        for down, across in parts:
+            whitening = torch.from_numpy(matrices[:, down, across].copy()).to(self._device).transpose(1, 2)
+            offset = -torch.matmul(torch.tensor(mean[:, None, across], device=self._device), whitening)
+            self._parts.append((across, whitening, offset))
 
     def distances(self, batches: Iterable[Sequence[torch.Tensor]]) -> Iterator[Floats]:
         """Mahalanobis distances of each image, float32 (h, w); `batches` hold features as `embed` takes them."""
-        n_places, d = self._offset.shape[0], self._offset.shape[2]
+        n_places, d = self._shape
         embedded = torch.zeros(n_places, DISTANCE_BATCH, d, device=self._device)
         filled = 0
         for features in batches:
@@ -74,9 +79,12 @@ class Gaussians:
 
     def _lengths(self, embedded: torch.Tensor) -> Floats:
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
-            whitened = torch.baddbmm(self._offset, embedded, self._whitening)
-            lengths: Floats = torch.linalg.vector_norm(whitened, dim=2).T.cpu().numpy()
-        return lengths.reshape(-1, *self._grid_hw)
+            lengths = [
+                torch.linalg.vector_norm(torch.baddbmm(offset, embedded[:, :, across], whitening), dim=2)
+                for across, whitening, offset in self._parts
+            ]
+            joined: Floats = torch.linalg.vector_norm(torch.stack(lengths), dim=0).T.cpu().numpy()
+        return joined.reshape(-1, *self._grid_hw)
 
 
 def embed(features: Sequence[torch.Tensor], channels: NDArray[np.int64], out: torch.Tensor) -> None:
