@@ -14,7 +14,7 @@ Item = TypeVar("Item", covariant=True)
 
 LONGEST_SHOWN = 200
 # Where results go and how the work is scheduled, which changes no byte of them.
-WITHOUT_EFFECT = ("output.save_jsonl", "output.profile", "output.profile_json")
+WITHOUT_EFFECT = ("model.trust_model_file", "output.save_jsonl", "output.profile", "output.profile_json")
 
 
 @dataclass(frozen=True)

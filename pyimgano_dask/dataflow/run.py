@@ -57,7 +57,9 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     profile = Profile()
     preflight = check(resolved, base_dir, profile)
     settings = resolved.settings
-    plan = make_plan(settings, preflight.lists, base_dir, package_versions())
+    plan = make_plan(
+        settings, preflight.lists, base_dir, package_versions(), _of_the_library(preflight.detector, settings)
+    )
     summary = RunSummary(settings, preflight.detector.name, profile=profile)
     progress = progress or SilentProgress()
     with ExitStack() as stack:
@@ -102,6 +104,11 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
         say_finished(work, folder)
     finish(summary, started, INFER.name)
     return summary
+
+
+def _of_the_library(detector: Detector[Any], settings: InferSettings) -> Mapping[str, Any]:
+    """What the rounding of a detector's library depends on besides its version: networks split sums by threads."""
+    return {} if detector.extra is None else {"dataflow": {"threads_per_task": settings.dataflow.threads_per_task}}
 
 
 def _trained(

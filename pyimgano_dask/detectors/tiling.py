@@ -157,8 +157,8 @@ class TiledDetector(Detector[Any]):
     """
 
     def __init__(self, inner: Detector[Any], tile: int, stride: int, settings: TilingSettings) -> None:
-        super().__init__(inner.arguments)
         self.inner = inner
+        super().__init__(inner.arguments)
         self._tile, self._stride, self._settings = tile, stride, settings
 
     @property
@@ -176,6 +176,10 @@ class TiledDetector(Detector[Any]):
     @property
     def gives_maps(self) -> bool:  # type: ignore[override]
         return self.inner.gives_maps
+
+    @property
+    def extra(self) -> str | None:  # type: ignore[override]
+        return self.inner.extra
 
     @property
     def model_file(self) -> str | None:  # type: ignore[override]

@@ -98,6 +98,16 @@ def test_tiles_and_seeds_reach_a_detector_on_a_backbone(place: Path) -> None:
     assert len({run["records.jsonl"] for run in (whole, tiled, seeded)}) == 3
 
 
+def test_threads_of_a_task_are_part_of_the_plan_where_a_network_rounds_by_them(place: Path) -> None:
+    networks = {"model": "vision_patchcore", "model_kwargs": MODELS["vision_patchcore"], "run_dir": "run"}
+    outputs_of(place, **networks)
+    with pytest.raises(ConfigError, match="--threads-per-task: 1 then, 2 now"):
+        outputs_of(place, **networks, resume=True, threads_per_task=2)
+    pixels = {**RUN, "model": "vision_pixel_mad_map", "run_dir": "pixels"}
+    pyimgano_dask.infer(**pixels)
+    assert pyimgano_dask.infer(**pixels, resume=True, threads_per_task=2).n_errors == 0
+
+
 def test_an_extractor_runs_only_when_it_is_trusted(place: Path) -> None:
     settings = {
         "model": "vision_padim",
