@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pyimgano_dask.dataflow.detector_advice import chosen_arguments, chosen_type
@@ -26,12 +27,13 @@ def make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tup
     preset = {} if model.preset is None else detector_type.preset_arguments(model.preset)
     kwargs = {**preset, **model.model_kwargs, **chosen_arguments(model, detector_type)}
     _check_device(kwargs.get("device"), detector_type, settings.dataflow.scheduler)
-    files = ModelFiles(base_dir, model.trust_model_file, settings.checkpoint.sha256)
+    files = ModelFiles(base_dir, model.trust_model_file)
+    checkpoint_files = replace(files, trusted_sha256=settings.checkpoint.sha256)
     if model.checkpoint_path is None:
         return detector_type.create(**kwargs).opened(files), ()
     data = files.read(model.checkpoint_path, "--checkpoint-path")
     if detector_type.model_file is not None and not is_checkpoint(data):
-        return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, files), ()
+        return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, checkpoint_files), ()
     if detector_type.foreign_checkpoint is not None and not is_checkpoint(data):
         warning = _unread_checkpoint(resolved, model.checkpoint_path, detector_type)
         return detector_type.create(**kwargs).opened(files), (warning,)
@@ -40,12 +42,27 @@ def make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tup
         raise ConfigError(
             f"--checkpoint-path: {model.checkpoint_path!r} holds a {detector.name}, but --model is {detector_type.name}"
         )
-    if detector.runs_code:
-        files.check_trust(data, model.checkpoint_path, "--checkpoint-path", "a detector around a model with code")
     arguments = {**detector.arguments.model_dump(), **kwargs}
-    fitted = detector_type.create(**arguments).with_state(detector.state())
+    changed = detector_type.create(**arguments)
+    if detector.runs_code or changed.runs_code:
+        what = "a detector around a model with code"
+        checkpoint_files.check_trust(data, model.checkpoint_path, "--checkpoint-path", what)
+    _check_changes(detector, changed, model.checkpoint_path)
+    fitted = changed.with_state(detector.state())
     with flag_named("--checkpoint-path"):
         return fitted, fitted.check()
+
+
+def _check_changes(saved: Detector[Any], changed: Detector[Any], path: str) -> None:
+    """Raise ConfigError where an argument that a saved state was learned with is given another value."""
+    faults = [
+        f"model_kwargs.{name}: {getattr(changed.arguments, name)!r} is given, but {path!r} was fitted with {value!r}; "
+        f"leave it out, or fit {saved.name} anew with --train-dir"
+        for name, value in saved.arguments
+        if name in saved.learned_with and getattr(changed.arguments, name) != value
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
 
 
 def _unread_checkpoint(resolved: Resolved, path: str, detector_type: type[Detector[Any]]) -> str:
@@ -62,7 +79,7 @@ def _check_device(device: object, detector_type: type[Detector[Any]], scheduler:
     """Raise ConfigError for a device that is not here, where the workers are on this machine."""
     if detector_type.extra is None or scheduler not in LOCAL_SCHEDULERS:
         return
-    if isinstance(device, str) and DEVICES.match(device) and not is_here(device, detector_type.extra):
+    if isinstance(device, str) and DEVICES.fullmatch(device) and not is_here(device, detector_type.extra):
         raise ConfigError(
             f"--device {device}: {EXTRAS[detector_type.extra]} finds no such device here; give --device cpu, or the "
             "address of a cluster whose workers have it with --scheduler"

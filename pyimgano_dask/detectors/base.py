@@ -59,6 +59,8 @@ class Detector(ABC, Generic[Arguments]):
     """Whether it gives an anomaly map beside each score; without, nothing can be located in an image."""
     trains_network: ClassVar[bool] = False
     """Whether fitting trains a network by gradient descent, in `finalize`, instead of summing up statistics."""
+    free_arguments: ClassVar[frozenset[str] | None] = None
+    """Arguments that may have other values than those a state was learned with; None where that is any."""
     extra: ClassVar[str | None] = None
     """The optional dependencies it needs, as `pip install pyimgano-dask[EXTRA]` names them."""
     model_file: ClassVar[str | None] = None
@@ -110,6 +112,13 @@ class Detector(ABC, Generic[Arguments]):
     def preset_arguments(cls, preset: str) -> Mapping[str, Any]:
         """The arguments that the named preset of a config stands for; raises ConfigError where there is no such."""
         return {}
+
+    @property
+    def learned_with(self) -> frozenset[str]:
+        """Arguments that must stay as they are on a saved state, because what was learned depends on them."""
+        if self.free_arguments is None:
+            return frozenset()
+        return frozenset(self.arguments_type.model_fields) - self.free_arguments
 
     @property
     def runs_code(self) -> bool:

@@ -18,7 +18,17 @@ HEADER = "detector.json"
 FORMAT = 1
 
 # What numpy and zipfile raise on files that are no archive, or a damaged one.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def encode_detector(detector: Detector[Any]) -> bytes:

@@ -24,6 +24,7 @@ from pyimgano_dask.settings.knob import Block, knob
 
 VARIANCE_FLOOR = 1e-4  # of a feature: features are logarithms, so this is a deviation of 1 %
 LARGEST_LEVEL = 5
+LARGEST_GRID = 256
 
 
 class TextureArguments(Block):
@@ -35,7 +36,9 @@ class TextureArguments(Block):
         (1, 2, 3, 4), "Scales of the filters: level k looks at the image shrunk to 1 / 2^k; 0 is full size."
     )
     stride: int = knob(8, "Pixels from one place of the statistics to the next.", ge=1, le=64)
-    window_px: float = knob(16.0, "Standard deviation, in pixels, of the window that energies are averaged over.", gt=0)
+    window_px: float = knob(
+        16.0, "Standard deviation, in pixels, of the window that energies are averaged over.", ge=1, le=256
+    )
     light: Light = knob(
         "log", "Take the logarithm of grey levels, so that contrasts count whatever the light, or not (linear)."
     )
@@ -46,15 +49,19 @@ class TextureArguments(Block):
         16.0, "Weight of the Gaussian common to all cells in that of each cell, in places seen.", gt=0
     )
     shrinkage: float = knob(0.01, "Share of each covariance that is replaced by its diagonal.", ge=0, le=1)
-    smoothing_px: float = knob(24.0, "Standard deviation, in pixels, of the smoothing of the map; 0 is none.", ge=0)
-    score_border_px: int = knob(0, "Pixels at each border of the map that the score leaves out.", ge=0)
+    smoothing_px: float = knob(
+        24.0, "Standard deviation, in pixels, of the smoothing of the map; 0 is none.", ge=0, le=4096
+    )
+    score_border_px: int = knob(0, "Pixels at each border of the map that the score leaves out.", ge=0, le=2**20)
     reduction: Literal["max", "mean", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
     topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
 
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""
-        if min(self.grid_hw) < 1:
-            raise ValueError(f"grid_hw must be two numbers of at least 1, got {self.grid_hw}")
+        if min(self.grid_hw) < 1 or max(self.grid_hw) > LARGEST_GRID:
+            raise ValueError(f"grid_hw must be two numbers from 1 to {LARGEST_GRID}, got {self.grid_hw}")
+        if self.window_px < self.stride / 4:
+            raise ValueError(f"window_px must be at least a quarter of stride {self.stride}, got {self.window_px}")
         if not self.levels or len(set(self.levels)) < len(self.levels):
             raise ValueError(f"levels must be one or more different numbers, got {self.levels}")
         if not all(0 <= level <= LARGEST_LEVEL for level in self.levels):
@@ -98,6 +105,7 @@ class TexturePadim(Detector[TextureArguments]):
     tags = ("vision", "classical", "texture", "gaussian", "numpy", "pixel_map")
     reference = "PaDiM (Defard et al., 2020) on energies of Gaussian derivatives."
     arguments_type = TextureArguments
+    free_arguments = frozenset({"contamination", "smoothing_px", "score_border_px", "reduction", "topk"})
     state_names: ClassVar[tuple[str, ...]] = ("mean", "whitening")
 
     def __init__(self, arguments: TextureArguments) -> None:

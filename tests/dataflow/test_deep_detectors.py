@@ -6,9 +6,11 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import chdir
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="backbones need torch")
@@ -125,6 +127,54 @@ def test_an_extractor_runs_only_when_it_is_trusted(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"detector.npz' is a detector around a model with code.*--trust-model-file"):
         outputs_of(place, model="vision_padim", checkpoint_path="run/detector.npz")
     outputs_of(place, model="vision_padim", checkpoint_path="run/detector.npz", trust_model_file=True)
+
+
+def test_a_checkpoint_cannot_smuggle_code_past_its_own_arguments(place: Path) -> None:
+    networks = {"model": "vision_padim", "model_kwargs": {"image_size": 48, "d_reduced": 8}}
+    outputs_of(place, **networks, run_dir="run")
+    with np.load("run/detector.npz") as arrays:
+        state = dict(arrays)
+    code = np.frombuffer((place / "extractor.pt").read_bytes(), np.uint8)
+    np.savez("smuggler.npz", **state, **{"backbone/code": code})
+    swap = {"backbone": "torchscript", "weights_path": "nowhere.pt", "layers": None}
+
+    with pytest.raises(ConfigError, match="holds code, which the backbone resnet18 has no place for"):
+        outputs_of(place, model="vision_padim", checkpoint_path="smuggler.npz", train_dir=None, model_kwargs=swap)
+    with pytest.raises(ConfigError, match="--trust-model-file"):
+        outputs_of(place, model="vision_padim", checkpoint_path="run/detector.npz", train_dir=None, model_kwargs=swap)
+    with pytest.raises(ConfigError, match="holds code, which the backbone resnet18 has no place for"):
+        outputs_of(place, model="vision_padim", checkpoint_path="smuggler.npz", train_dir=None)
+
+
+def test_the_checksum_of_a_config_vouches_for_its_checkpoint_alone(place: Path) -> None:
+    config = {
+        "schema_version": 1,
+        "model": {"name": "vision_padim", "model_kwargs": {"backbone": "torchscript", "weights_path": "extractor.pt"}},
+        "checkpoint": {"sha256": sha256((place / "extractor.pt").read_bytes()).hexdigest()},
+    }
+    (place / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"weights_path: 'extractor.pt' .*--trust-model-file"):
+        outputs_of(place, infer_config="config.json")
+
+
+@pytest.mark.parametrize(
+    ("model", "kwargs", "changed"),
+    [
+        ("vision_padim", {"image_size": 48, "d_reduced": 8}, {"layers": ["layer1"]}),
+        ("vision_padim", {"image_size": 48, "d_reduced": 8}, {"weights_path": "weights.pth"}),
+        ("vision_patchcore", {"image_size": 48}, {"image_size": 64}),
+        ("vision_texture_padim", {"grid_hw": [2, 2]}, {"light": "linear"}),
+    ],
+)
+def test_what_a_state_was_learned_with_cannot_be_changed_afterwards(
+    place: Path, model: str, kwargs: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    outputs_of(place, model=model, model_kwargs=kwargs, run_dir="run")
+    saved = {"model": model, "checkpoint_path": "run/detector.npz", "train_dir": None, "pixel_threshold": 3}
+    outputs_of(place, **saved, model_kwargs={"contamination": 0.2})
+    (name,) = changed
+    with pytest.raises(ConfigError, match=rf"model_kwargs.{name}: .* was fitted with .*--train-dir"):
+        outputs_of(place, **saved, model_kwargs=changed)
 
 
 def test_without_torch_the_extra_is_named(place: Path, without_torch: Path) -> None:  # noqa: F811

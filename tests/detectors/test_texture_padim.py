@@ -251,7 +251,7 @@ def test_native_threads_change_no_bit() -> None:
         ({"levels": ()}, r"levels must be one or more different numbers, got \(\)"),
         ({"levels": (1, 1)}, r"levels must be one or more different numbers, got \(1, 1\)"),
         ({"levels": (1, 6)}, r"levels must lie between 0 and 5, got \(1, 6\)"),
-        ({"grid_hw": (0, 3)}, r"grid_hw must be two numbers of at least 1, got \(0, 3\)"),
+        ({"grid_hw": (0, 3)}, r"grid_hw must be two numbers from 1 to 256, got \(0, 3\)"),
     ],
 )
 def test_a_faulty_argument_is_told_with_what_is_allowed(argument: dict[str, Any], message: str) -> None:

@@ -40,7 +40,7 @@ class BackboneArguments(Block):
     )
     image_size: int = knob(224, "Side of the square that images are resized to, in pixels.", ge=16, le=4096)
     device: str | None = device_knob()
-    random_state: int = knob(0, "Seed of everything drawn at random.", ge=0)
+    random_state: int = knob(0, "Seed of everything drawn at random.", ge=0, lt=2**63)
 
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""

@@ -43,16 +43,18 @@ class AutoencoderArguments(Block):
     )
     epochs: int = knob(100, "Times that training goes through the images (the paper: 200).", ge=1)
     batch_size: int = knob(16, "Most images of one step of training (the paper: 128).", ge=1)
-    lr: float = knob(1e-3, "Learning rate of Adam (the paper: 2e-4).", gt=0)
-    weight_decay: float = knob(1e-5, "Weight decay of training.", ge=0)
+    lr: float = knob(1e-3, "Learning rate of Adam (the paper: 2e-4).", gt=0, le=1e30)
+    weight_decay: float = knob(1e-5, "Weight decay of training.", ge=0, le=1)
     max_train_images: int = knob(
         512, "Training images to use; more are subsampled. Bounds the time and the memory of training.", ge=1
     )
-    smoothing_sigma: float = knob(2.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0)
+    smoothing_sigma: float = knob(
+        2.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0, le=512
+    )
     reduction: Literal["max", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
     topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
     device: str | None = device_knob()
-    random_state: int = knob(0, "Seed of everything drawn at random.", ge=0)
+    random_state: int = knob(0, "Seed of everything drawn at random.", ge=0, lt=2**63)
 
 
 @register
@@ -70,6 +72,7 @@ class Autoencoder(Detector[AutoencoderArguments]):
     reference = "Bergmann et al., Improving Unsupervised Defect Segmentation by SSIM to Autoencoders, VISAPP 2019."
     arguments_type = AutoencoderArguments
     extra: ClassVar[str | None] = "torch"
+    free_arguments = frozenset({"contamination", "device", "smoothing_sigma", "reduction", "topk"})
     trains_network = True
 
     def __init__(self, arguments: AutoencoderArguments) -> None:

@@ -91,7 +91,10 @@ def check_weights(arguments: BackboneArguments, layers: tuple[str, ...], weights
         if CODE not in weights or weights[CODE].dtype != np.uint8 or weights[CODE].ndim != 1:
             raise ConfigError(f"{source} holds no bytes of a model file")
         return
-    check_fit(_shapes(arguments.architecture, layers), weights, source, f"the backbone {arguments.backbone}")
+    shapes = _shapes(arguments.architecture, layers)
+    check_fit(shapes, weights, source, f"the backbone {arguments.backbone}")
+    if unknown := sorted(weights.keys() - shapes.keys()):
+        raise ConfigError(f"{source} holds {unknown[0]}, which the backbone {arguments.backbone} has no place for")
     check_finite(weights, source)
 
 

@@ -35,6 +35,7 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
     """
 
     extra: ClassVar[str | None] = "torch"
+    free_arguments = frozenset({"contamination", "device", "smoothing_sigma", "n_neighbors"})
     default_layers: ClassVar[tuple[str, ...]]
     fitted_names: ClassVar[tuple[str, ...]]
 
@@ -87,10 +88,10 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
         missing = [key for key in self.fitted_names if key not in state]
         if missing:
             raise ConfigError(f"{self.name}: the state has no array {', '.join(missing)}")
-        fitted = {key: state[key] for key in self.fitted_names}
-        odd = next((key for key, value in fitted.items() if not _is_finite(value)), None)
+        odd = next((key for key in self.fitted_names if not _is_finite(state[key])), None)
         if odd is not None:
             raise ConfigError(f"{self.name}: the state's {odd} must hold finite numbers only")
+        fitted = {key: _in_native_form(state[key]) for key in self.fitted_names}
         self.check_fitted(fitted)
         require("torch", self.name)
         from pyimgano_dask.detectors.deep.backbones import check_weights
@@ -148,6 +149,11 @@ def at_image_size(values: Floats, size: int, sigma: float, image_hw: tuple[int, 
     if enlarged.shape != (height, width):
         enlarged = cv2.resize(enlarged, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(enlarged, dtype=np.float32), largest
+
+
+def _in_native_form(values: NDArray[Any]) -> NDArray[Any]:
+    """Fractions as float32, whole numbers as int64, in this machine's order of bytes."""
+    return np.ascontiguousarray(values, dtype=np.float32 if values.dtype.kind == "f" else np.int64)
 
 
 def _is_finite(values: NDArray[Any]) -> bool:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.deep.backbones import chosen_device
+from pyimgano_dask.errors import ConfigError, InputError
 
 Floats = NDArray[np.float32]
 
@@ -33,7 +34,12 @@ def whitening(count: int, mean: NDArray[np.float64], products: NDArray[np.float6
         covariance = np.zeros((len(spread), d, d))
         covariance[:, rows, columns] = covariance[:, columns, rows] = spread / max(count - 1, 1)
         covariance[:, np.arange(d), np.arange(d)] += eps
-        factor = torch.linalg.cholesky(torch.from_numpy(covariance))
+        factor, faults = torch.linalg.cholesky_ex(torch.from_numpy(covariance))
+        if faults.any():
+            raise ConfigError(
+                "the features of the normal images have no covariance that can be inverted; are the weights of the "
+                "backbone sound? A larger covariance_eps helps where they are"
+            )
         inverse = torch.linalg.solve_triangular(factor, torch.eye(d, dtype=factor.dtype), upper=False)
         answer[places] = inverse.numpy()[:, rows, columns]
     return answer
@@ -69,6 +75,13 @@ class Gaussians:
         filled = 0
         for features in batches:
             for image in range(len(features[0])):
+                if tuple(features[0].shape[2:]) != self._grid_hw:
+                    raise InputError(
+                        "infer",
+                        "BackboneError",
+                        f"the backbone gives a grid of {tuple(features[0].shape[2:])} places, and the detector was "
+                        f"fitted on {self._grid_hw}",
+                    )
                 embed([layer[image] for layer in features], self._channels, embedded[:, filled])
                 filled += 1
                 if filled == DISTANCE_BATCH:
@@ -106,6 +119,10 @@ def embed(features: Sequence[torch.Tensor], channels: NDArray[np.int64], out: to
                 chosen = chosen.index_select(axis, nearest)
         grid[:, :, column : column + len(own)] = chosen
         column += len(own)
+    if column < len(channels):
+        raise InputError(
+            "infer", "BackboneError", f"the backbone has {first} channels, and channel {channels[-1]} is wanted"
+        )
 
 
 def embed_all(features: Sequence[torch.Tensor], channels: NDArray[np.int64]) -> Floats:

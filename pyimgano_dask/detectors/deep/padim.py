@@ -31,7 +31,9 @@ class PadimArguments(BackboneArguments):
         100, "Channels kept of those of all layers, drawn at random; all when there are not as many.", ge=1
     )
     covariance_eps: float = knob(0.01, "Added to the diagonal of each covariance (the paper's epsilon).", gt=0)
-    smoothing_sigma: float = knob(4.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0)
+    smoothing_sigma: float = knob(
+        4.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0, le=512
+    )
 
 
 @register
@@ -104,9 +106,19 @@ class Padim(BackboneDetector[PadimArguments]):
 
     def check_fitted(self, fitted: State) -> None:
         n_places, d = fitted["mean"].shape if fitted["mean"].ndim == 2 else (0, 0)
+        whole, fractions = ("channels", "grid_hw"), ("mean", "whitening")
+        if any(fitted[key].dtype.kind != "i" for key in whole) or any(
+            fitted[key].dtype.kind != "f" for key in fractions
+        ):
+            raise ConfigError(
+                f"{self.name}: the state's {' and '.join(whole)} must be whole numbers, {' and '.join(fractions)} "
+                "fractions"
+            )
         expected = {"channels": (d,), "grid_hw": (2,), "whitening": (n_places, d * (d + 1) // 2)}
         odd = [key for key, shape in expected.items() if fitted[key].shape != shape]
-        if n_places == 0 or odd or int(np.prod(fitted["grid_hw"])) != n_places:
+        channels, grid_hw = fitted["channels"], fitted["grid_hw"]
+        is_out_of_order = d == 0 or odd or channels[0] < 0 or bool((np.diff(channels) <= 0).any())
+        if is_out_of_order or grid_hw.min() < 1 or int(np.prod(grid_hw)) != n_places:
             shapes = {key: value.shape for key, value in fitted.items()}
             raise ConfigError(f"{self.name}: the arrays of the state do not fit each other: {shapes}")
 

@@ -33,7 +33,9 @@ class PatchcoreArguments(BackboneArguments):
         0.01, f"Share of the patches of normal images that the memory bank keeps, at most {LARGEST_BANK}.", gt=0, le=1
     )
     n_neighbors: int = knob(9, "Patches of the bank that the score is weighed by; 1 takes the distance alone.", ge=1)
-    smoothing_sigma: float = knob(4.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0)
+    smoothing_sigma: float = knob(
+        4.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0, le=512
+    )
 
 
 @register
@@ -88,8 +90,10 @@ class Patchcore(BackboneDetector[PatchcoreArguments]):
 
     def check_fitted(self, fitted: State) -> None:
         bank = fitted["memory_bank"]
-        if bank.ndim != 2 or bank.size == 0:
-            raise ConfigError(f"{self.name}: the state's memory_bank must be (M, C), got the shape {bank.shape}")
+        if bank.ndim != 2 or bank.size == 0 or bank.dtype.kind != "f":
+            raise ConfigError(
+                f"{self.name}: the state's memory_bank must be fractions (M, C), got {bank.dtype} {bank.shape}"
+            )
 
     def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
         if self._bank is None:

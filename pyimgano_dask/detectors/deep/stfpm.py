@@ -29,21 +29,23 @@ class StfpmArguments(BackboneArguments):
     image_size: int = knob(256, "Side of the square that images are resized to, in pixels.", ge=64, le=4096)
     epochs: int = knob(30, "Times that training goes through the images (the paper: 100).", ge=1)
     batch_size: int = knob(8, "Most images of one step of training (the paper: 32).", ge=1)
-    lr: float = knob(0.4, "Learning rate of stochastic gradient descent with momentum 0.9.", gt=0)
-    weight_decay: float = knob(1e-4, "Weight decay of training.", ge=0)
+    lr: float = knob(0.4, "Learning rate of stochastic gradient descent with momentum 0.9.", gt=0, le=1e30)
+    weight_decay: float = knob(1e-4, "Weight decay of training.", ge=0, le=1)
     max_train_images: int = knob(
         256, "Training images to use; more are subsampled. Bounds the time and the memory of training.", ge=1
     )
-    smoothing_sigma: float = knob(0.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0)
+    smoothing_sigma: float = knob(
+        0.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0, le=512
+    )
 
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""
-        super().model_post_init(context)
         if self.architecture not in RESNETS:
             raise ValueError(
                 f"backbone {self.backbone!r} cannot be trained, and the student is one of the same kind; take one of "
                 f"{', '.join(RESNETS)}"
             )
+        super().model_post_init(context)
 
 
 @register

@@ -51,7 +51,10 @@ def load_arrays(net: torch.nn.Module, weights: State) -> None:
 
 
 def check_fit(shapes: Shapes, found: Mapping[str, Any], source: str, network: str) -> None:
-    """Raise ConfigError naming `source` unless every array of the network is there in its shape."""
+    """Raise ConfigError naming `source` unless every array of the network is there in its shape, as plain fractions."""
+    strange = [key for key in shapes if key in found and not _is_plain(found[key])]
+    if strange:
+        raise ConfigError(f"{source}: {strange[0]} must be a dense array of floating-point numbers")
     missing = [key for key in shapes if key not in found]
     odd = [
         f"{key} is {tuple(found[key].shape)}, expected {shape}"
@@ -63,8 +66,18 @@ def check_fit(shapes: Shapes, found: Mapping[str, Any], source: str, network: st
         raise ConfigError(f"{source} does not fit {network}: {'; '.join(faults + odd[:3])}")
 
 
+def _is_plain(values: Any) -> bool:
+    if isinstance(values, torch.Tensor):
+        is_dense = values.layout == torch.strided and not values.is_nested and not values.is_quantized
+        return is_dense and values.is_floating_point() and values.device.type != "meta"
+    return bool(values.dtype.kind == "f")
+
+
 def check_finite(weights: State, source: str) -> None:
-    """Raise ConfigError naming `source` unless all numbers are finite."""
+    """Raise ConfigError naming `source` unless all numbers are finite, and variances at least 0."""
+    negative = next((key for key, value in weights.items() if key.endswith("running_var") and (value < 0).any()), None)
+    if negative is not None:
+        raise ConfigError(f"{source}: {negative} holds variances below 0; the file is damaged")
     broken = next((key for key, value in weights.items() if not np.isfinite(value).all()), None)
     if broken is not None:
         raise ConfigError(f"{source}: {broken} must hold finite numbers only; the file is damaged")

@@ -9,6 +9,7 @@ from pyimgano_dask.settings.knob import Block, knob
 
 Layout = Literal["NCHW", "NHWC"]
 OutputName = int | str | None
+LARGEST_SIDE = 2**14
 
 _ONE_OUTPUT = "by its name or its position from 0 (default: found by its name, else by its shape and type)."
 
@@ -62,8 +63,8 @@ class ExportedModelArguments(Block):
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""
         for name, size_hw in (("input_hw", self.input_hw), ("map_hw", self.map_hw)):
-            if size_hw is not None and min(size_hw) < 1:
-                raise ValueError(f"{name} must be two sizes of at least 1, got {size_hw}")
+            if size_hw is not None and not 1 <= min(size_hw) <= max(size_hw) <= LARGEST_SIDE:
+                raise ValueError(f"{name} must be two sizes from 1 to {LARGEST_SIDE}, got {size_hw}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, 3):
                 raise ValueError(f"{name} must be one number or three, got {len(values)}")

@@ -124,7 +124,7 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
         return copy
 
     def check(self) -> tuple[str, ...]:
-        """Load the model and run it once on grey images; raises ConfigError when it does not do as declared.
+        """Load the model and run it twice on grey images; raises ConfigError when it does not do as declared.
 
         Where this process lacks its device, it is tried on the CPU, since workers may have it.
         """
@@ -132,12 +132,17 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
         plan = model.plan
         grey = np.full((plan.height, plan.width) + (() if plan.color == "gray" else (3,)), TRIAL_LEVEL, np.uint8)
         try:
-            self._ask(model, [grey])
+            answers = [self._ask(model, [grey]) for _ in range(2)]
         except InputError as error:
             raise ConfigError(
                 f"it fails on {plan.batch_size} grey image(s) of {plan.height} x {plan.width} pixels: {error}; declare "
                 "input_hw, color, layout or batch_size with --model-kwargs where the file does not say them"
             ) from None
+        if not answers[0].is_like(answers[1]):
+            raise ConfigError(
+                "it gives another answer for the same image when it is asked again, so records would depend on the "
+                "order of the images; export it in evaluation mode, without a state that changes"
+            )
         return ()
 
     def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:

@@ -154,6 +154,30 @@ def test_without_a_library_pretrained_weights_are_told_where_to_come_from() -> N
         Padim.create(**{**SMALL, "layers": ["1"]}, backbone="timm:resnet18").opened(ModelFiles())
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (torch.zeros(64, 3, 7, 7).to_sparse(), "must be a dense array of floating-point numbers"),
+        (torch.zeros(64, 3, 7, 7, device="meta"), "must be a dense array of floating-point numbers"),
+        (torch.zeros(64, 3, 7, 7, dtype=torch.complex64), "must be a dense array of floating-point numbers"),
+        (torch.zeros(64, 3, 7, 7, dtype=torch.bool), "must be a dense array of floating-point numbers"),
+        (torch.quantize_per_tensor(torch.zeros(64, 3, 7, 7), 0.1, 0, torch.qint8), "must be a dense array"),
+    ],
+    ids=["sparse", "meta", "complex", "bool", "quantized"],
+)
+def test_tensors_that_are_no_plain_fractions_are_refused(tmp_path: Path, values: torch.Tensor, said: str) -> None:
+    state = {**net_of(1).state_dict(), "conv1.weight": values}
+    message = refusal(saved(tmp_path / "w.pth", state))
+    assert "conv1.weight" in message or "not a file of weights that can be read safely" in message
+    assert said in message or "read safely" in message
+
+
+def test_variances_below_zero_are_refused(tmp_path: Path) -> None:
+    state = net_of(1).state_dict()
+    state["bn1.running_var"][3] = -1
+    assert "bn1.running_var holds variances below 0" in refusal(saved(tmp_path / "w.pth", state))
+
+
 @pytest.mark.parametrize("kind", ["torchscript", "torch_export"])
 class TestAnExtractorInAFile:
     @pytest.fixture

@@ -107,6 +107,22 @@ def test_other_arrays_are_refused() -> None:
         detector.with_state({**state, "grid_hw": np.array([3, 4])})
     with pytest.raises(ConfigError, match="do not fit each other"):
         detector.with_state({**state, "whitening": state["whitening"][:, :-1]})
+    for odd in (state["channels"][::-1], state["channels"] - 100, state["channels"] * 0, state["channels"] * 1.0):
+        with pytest.raises(ConfigError, match=r"do not fit each other|whole numbers"):
+            detector.with_state({**state, "channels": odd})
+    with pytest.raises(ConfigError, match="do not fit each other"):
+        detector.with_state({**state, "grid_hw": -state["grid_hw"]})
+    double = detector.with_state({**state, "mean": state["mean"].astype(">f8")})
+    assert np.isfinite(double.predict(draw_images(2, "rgb", SIZES_HW[:1])).scores).all()
     key = "backbone/layer1.0.conv1.weight"
     with pytest.raises(ConfigError, match=r"layer1.0.conv1.weight is \(64, 64, 3\)"):
         detector.with_state({**state, key: state[key][..., 0]})
+
+
+def test_features_without_a_covariance_are_told() -> None:
+    from pyimgano_dask.errors import ConfigError
+
+    detector = Padim.create(image_size=SIDE, d_reduced=6)
+    state = detector.accumulate(draw_images(1, "rgb", SIZES_HW[:3]))
+    with pytest.raises(ConfigError, match="no covariance that can be inverted.*weights"):
+        detector.finalize({**state, "rows": state["rows"] * np.float32(1e30)})

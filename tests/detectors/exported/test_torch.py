@@ -17,6 +17,7 @@ import torch
 
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
 from pyimgano_dask.detectors.model_files import ModelFiles
+from pyimgano_dask.detectors.registry import find_detector_type
 from pyimgano_dask.errors import ConfigError, InputError
 from tests.detectors.exported.answers import WEIGHTS, assert_is_brightness, assert_same, opened
 from tests.detectors.exported.torch_models import (
@@ -228,3 +229,22 @@ class Explodes:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pytest.fail, ("a pickle was loaded",)
+
+
+class Counting(torch.nn.Module):
+    """Gives one more at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return images.mean(1) + self.calls
+
+
+def test_a_model_that_changes_as_it_is_asked_is_refused(tmp_path: Path) -> None:
+    path = save_script(tmp_path / "model.pt", Counting())
+    detector = find_detector_type("vision_torchscript").create(input_hw=(16, 20))
+    with pytest.raises(ConfigError, match="another answer for the same image when it is asked again"):
+        detector.with_model_file(str(path), ModelFiles(trusts_code=True))
