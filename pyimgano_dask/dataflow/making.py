@@ -30,7 +30,8 @@ def make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tup
     files = ModelFiles(base_dir, model.trust_model_file)
     checkpoint_files = replace(files, trusted_sha256=settings.checkpoint.sha256)
     if model.checkpoint_path is None:
-        return detector_type.create(**kwargs).opened(files), ()
+        opened = detector_type.create(**kwargs).opened(files)
+        return opened, opened.advice()
     data = files.read(model.checkpoint_path, "--checkpoint-path")
     if detector_type.model_file is not None and not is_checkpoint(data):
         return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, checkpoint_files), ()
@@ -50,7 +51,7 @@ def make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tup
     _check_changes(detector, changed, model.checkpoint_path)
     fitted = changed.with_state(detector.state())
     with flag_named("--checkpoint-path"):
-        return fitted, fitted.check()
+        return fitted, (*fitted.advice(), *fitted.check())
 
 
 def _check_changes(saved: Detector[Any], changed: Detector[Any], path: str) -> None:

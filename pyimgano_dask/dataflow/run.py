@@ -204,7 +204,7 @@ def _calibrated_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[
     for flags, block in (("tile flags", ("adaptation", "tiling")), ("illumination flags", ("preprocessing",))):
         if any(path[: len(block)] == block for path in resolved.explicit):
             yield (
-                f"{flags} change scores and maps, and the thresholds of the config were calibrated without them; "
+                f"{flags} change scores and maps, and the thresholds of the config were calibrated with other ones; "
                 "give --train-dir to calibrate anew"
             )
 

@@ -113,6 +113,10 @@ class Detector(ABC, Generic[Arguments]):
         """The arguments that the named preset of a config stands for; raises ConfigError where there is no such."""
         return {}
 
+    def advice(self) -> tuple[str, ...]:
+        """What the user should know of these arguments before a run."""
+        return ()
+
     @property
     def learned_with(self) -> frozenset[str]:
         """Arguments that must stay as they are on a saved state, because what was learned depends on them."""
@@ -232,10 +236,14 @@ def parse_arguments(detector_type: type[Detector[Any]], kwargs: Mapping[str, Any
     try:
         arguments = detector_type.arguments_type.model_validate(dict(kwargs), strict=False)
     except ValidationError as error:
-        faults += [
-            f"model_kwargs.{'.'.join(str(part) for part in fault['loc'])}: {fault['input']!r}: {fault['msg']}"
-            for fault in error.errors(include_url=False)
-        ]
+        faults += [_fault_in_words(fault) for fault in error.errors(include_url=False)]
     if faults:
         raise ConfigError("\n".join(faults))
     return arguments
+
+
+def _fault_in_words(fault: Any) -> str:
+    """One fault of pydantic's; what a block says of itself names its argument already."""
+    if not fault["loc"]:
+        return f"model_kwargs: {fault['ctx']['error']}" if fault["type"] == "value_error" else str(fault["msg"])
+    return f"model_kwargs.{'.'.join(str(part) for part in fault['loc'])}: {fault['input']!r}: {fault['msg']}"

@@ -62,7 +62,8 @@ def decode_detector(data: bytes, source: str) -> Detector[Any]:
     except _DAMAGE as error:
         raise ConfigError(
             f"checkpoint {source!r} is not a detector state (.npz) of this package: {error}; "
-            "a run with --run-dir leaves one there as detector.npz"
+            "a run with --run-dir leaves one there as detector.npz. A file of weights goes into --model-kwargs as "
+            "weights_path"
         ) from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ConfigError(f"checkpoint {source!r} has another format; this version reads format {FORMAT}")

@@ -92,6 +92,14 @@ def test_a_run_folder_needs_no_weights_and_gives_the_same_answers(model: str, pl
     }
 
 
+def test_random_weights_are_warned_of(place: Path) -> None:
+    kwargs = {"image_size": 48, "d_reduced": 5}
+    random = pyimgano_dask.infer(**RUN, model="vision_padim", model_kwargs=kwargs)
+    assert any("vision_padim works with random weights" in warning for warning in random.warnings)
+    learned = pyimgano_dask.infer(**RUN, model="vision_padim", model_kwargs={**kwargs, "weights_path": "weights.pth"})
+    assert not any("random weights" in warning for warning in learned.warnings)
+
+
 def test_tiles_and_seeds_reach_a_detector_on_a_backbone(place: Path) -> None:
     settings = {"model": "vision_patchcore", "model_kwargs": {"image_size": 48, "coreset_sampling_ratio": 0.2}}
     whole = outputs_of(place, **settings)

@@ -231,11 +231,11 @@ def _read_state_dict(data: bytes, path: str) -> Mapping[str, Any]:
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *_DAMAGE) as error:
-        reason = in_words(error)
         raise ConfigError(
-            f"weights_path: {path!r} is not a file of weights that can be read safely ({reason}); it must hold a state "
-            "dict of tensors only, as torch.save(model.state_dict(), FILE) writes it; pickled modules are never loaded"
-        ) from None
+            f"weights_path: {path!r} is not a file of weights that can be read safely: it is {format_of(data)}. It "
+            "must hold a state dict of tensors only, as torch.save(model.state_dict(), FILE) writes it; pickled "
+            "modules are never loaded"
+        ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]

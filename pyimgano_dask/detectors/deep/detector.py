@@ -60,6 +60,15 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
     def is_fitted(self) -> bool:
         return self._fitted is not None
 
+    def advice(self) -> tuple[str, ...]:
+        arguments = self.arguments
+        if arguments.architecture not in RESNETS or arguments.weights_path is not None or arguments.pretrained:
+            return ()
+        return (
+            f"{self.name} works with random weights, which see only what is plain to see; give weights learned from "
+            "photographs with weights_path in --model-kwargs, or --pretrained (docs/DETECTORS.md)",
+        )
+
     @property
     def runs_code(self) -> bool:
         return self.arguments.architecture in FILES

@@ -124,5 +124,5 @@ def test_features_without_a_covariance_are_told() -> None:
 
     detector = Padim.create(image_size=SIDE, d_reduced=6)
     state = detector.accumulate(draw_images(1, "rgb", SIZES_HW[:3]))
-    with pytest.raises(ConfigError, match="no covariance that can be inverted.*weights"):
+    with pytest.raises(ConfigError, match=r"no covariance that can be inverted.*weights"):
         detector.finalize({**state, "rows": state["rows"] * np.float32(1e30)})
