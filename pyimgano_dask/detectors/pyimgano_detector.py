@@ -30,7 +30,7 @@ from pyimgano_dask.detectors.pyimgano_registry import DEFAULTS, SEED_NAMES, Pyim
 from pyimgano_dask.errors import ConfigError, InputError
 
 # Arguments, at any depth, that name files or repositories whose content may be run.
-CODE_ARGUMENTS = frozenset({"checkpoint_path", "model_path", "weights_path", "hub_repo"})
+CODE_ARGUMENTS = frozenset({"checkpoint", "checkpoint_path", "model_path", "weights_path", "hub_repo"})
 
 
 class PyimganoDetector(Detector[PyimganoArguments]):

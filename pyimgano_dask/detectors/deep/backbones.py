@@ -46,7 +46,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CUDA_BATCH = 32
 
 # What torch.load raises on files that are no state dict, or a damaged one; pickles that it refuses are among them.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, AttributeError, ImportError)
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+)
 
 
 def chosen_device(device: str | None) -> torch.device:
