@@ -47,7 +47,8 @@ def make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tup
     changed = detector_type.create(**arguments)
     if detector.runs_code or changed.runs_code:
         what = "a detector around a model with code"
-        checkpoint_files.check_trust(data, model.checkpoint_path, "--checkpoint-path", what)
+        trusted = checkpoint_files if changed.carries_code else files
+        trusted.check_trust(data, model.checkpoint_path, "--checkpoint-path", what)
     _check_changes(detector, changed, model.checkpoint_path)
     fitted = changed.with_state(detector.state())
     with flag_named("--checkpoint-path"):

@@ -61,6 +61,8 @@ class Detector(ABC, Generic[Arguments]):
     """Whether fitting trains a network by gradient descent, in `finalize`, instead of summing up statistics."""
     free_arguments: ClassVar[frozenset[str] | None] = None
     """Arguments that may have other values than those a state was learned with; None where that is any."""
+    carries_code: ClassVar[bool] = True
+    """Whether code that it runs is part of its state, so that the checksum of a checkpoint covers it."""
     extra: ClassVar[str | None] = None
     """The optional dependencies it needs, as `pip install pyimgano-dask[EXTRA]` names them."""
     model_file: ClassVar[str | None] = None

@@ -29,8 +29,8 @@ from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.pyimgano_registry import DEFAULTS, SEED_NAMES, PyimganoArguments, is_json, pyimgano_type
 from pyimgano_dask.errors import ConfigError, InputError
 
-# Arguments, at any depth, that name files or repositories whose content may be run.
-CODE_ARGUMENTS = frozenset({"checkpoint", "checkpoint_path", "model_path", "weights_path", "hub_repo"})
+# Parts of the names of arguments, at any depth, whose texts are files or repositories that may hold code.
+CODE_WORDS = ("checkpoint", "path", "repo", "url")
 
 
 class PyimganoDetector(Detector[PyimganoArguments]):
@@ -45,6 +45,7 @@ class PyimganoDetector(Detector[PyimganoArguments]):
     foreign_checkpoint: ClassVar[str | None] = (
         "the files that pyimgano leaves are pickles, which can run code of their maker when they are loaded"
     )
+    carries_code = False
     constructor: ClassVar[Callable[..., Any]]
     parameter_names: ClassVar[frozenset[str]]
     draws_with_torch: ClassVar[bool]
@@ -262,7 +263,7 @@ class _Cargo:
 def _pickled(model: Any) -> bytes | None:
     try:
         return pickle.dumps(model)
-    except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError):
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError):
         return None
 
 
@@ -302,10 +303,10 @@ def _as_map(values: Any, name: str) -> NDArray[np.float32]:
 
 
 def _code_arguments(values: Any) -> Iterator[str]:
-    """Names in `CODE_ARGUMENTS` that stand at any depth of the arguments with a value."""
+    """Names, at any depth of the arguments, of texts that may name a file with code."""
     if isinstance(values, Mapping):
         for name, value in values.items():
-            if name in CODE_ARGUMENTS and value is not None:
+            if isinstance(value, str) and any(word in name for word in CODE_WORDS):
                 yield name
             yield from _code_arguments(value)
     elif isinstance(values, list | tuple):

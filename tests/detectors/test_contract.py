@@ -248,7 +248,7 @@ BAD_ARGUMENTS: Mapping[str, Sequence[Any]] = {
     "color": ("blue",),
     "contamination": (0, "much"),
     "image_size": (0, 10**6, [32, 32]),
-    "backbone": ("resnet19", "timm:", "elsewhere:resnet18", 18),
+    "backbone": ("resnet19", "timm:", "timm:local-dir:x", "timm:hf-hub:a/b", "elsewhere:resnet18", 18),
     "layers": ([], ["layer5"], ["layer1", "layer1"], "layer1"),
     "random_state": (-1, 0.5),
     "levels": ([], [1, 1], [-1], [6], 1),

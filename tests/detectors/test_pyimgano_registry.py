@@ -221,11 +221,12 @@ class TestArguments:
         assert detector.contamination == 0.2
         assert kind("vision_ecod").contamination == 0.1
 
-    def test_files_that_may_hold_code_need_trust(self) -> None:
-        spec = {"name": "torchscript_embed", "kwargs": {"checkpoint_path": "model.pt"}}
+    @pytest.mark.parametrize("argument", ["checkpoint_path", "checkpoint", "hub_repo"])
+    def test_files_that_may_hold_code_need_trust(self, argument: str) -> None:
+        spec = {"name": "torchscript_embed", "kwargs": {argument: "model.pt"}}
         detector = find_detector_type("pyimgano:vision_ecod").create(feature_extractor=spec)
         assert detector.runs_code
-        with pytest.raises(ConfigError, match=r"checkpoint_path.*--trust-model-file"):
+        with pytest.raises(ConfigError, match=rf"{argument}.*--trust-model-file"):
             detector.opened(ModelFiles())
 
     def test_a_preset_stands_for_arguments(self) -> None:

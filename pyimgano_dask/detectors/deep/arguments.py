@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pyimgano_dask.detectors.devices import device_knob
@@ -11,6 +12,7 @@ from pyimgano_dask.settings.knob import Block, knob
 RESNETS = ("resnet18", "resnet50", "wide_resnet50_2")
 ALIASES = {"wide_resnet50": "wide_resnet50_2"}
 FILES = {"torchscript": TORCHSCRIPT, "torch_export": TORCH_EXPORT}
+NAME = re.compile(r"[A-Za-z0-9_.]+")  # of a library's own: timm also takes folders and addresses behind a colon
 LIBRARIES = ("torchvision", "timm")
 
 
@@ -45,7 +47,9 @@ class BackboneArguments(Block):
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""
         library, colon, name = self.backbone.partition(":")
-        known = bool(library in LIBRARIES and name) if colon else self.architecture in (*RESNETS, *FILES)
+        known = (
+            bool(library in LIBRARIES and NAME.fullmatch(name)) if colon else self.architecture in (*RESNETS, *FILES)
+        )
         if not known:
             raise ValueError(
                 f"backbone {self.backbone!r} is unknown; it is one of {', '.join((*RESNETS, *FILES))}, timm:NAME or "

@@ -117,6 +117,7 @@ class FeatureExtractor:
     def __init__(self, arguments: BackboneArguments, layers: tuple[str, ...], weights: State) -> None:
         self.device = chosen_device(arguments.device)
         self._layers = layers
+        self._names = _output_names(arguments.architecture, layers)
         self._size = arguments.image_size
         self.net = _network(arguments.architecture, layers, weights).to(self.device)
         self._mean = 255 * torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1)
@@ -132,7 +133,7 @@ class FeatureExtractor:
         for start in range(0, len(images), step):
             with torch.inference_mode():
                 features = self.net(self.normalised(images[start : start + step]))
-                picked = [layer.float() for layer in _picked(features, self._layers)]
+                picked = [layer.float() for layer in _picked(features, self._names, self._layers)]
             yield picked
 
     def normalised(self, images: Sequence[Image]) -> torch.Tensor:
@@ -141,15 +142,20 @@ class FeatureExtractor:
         return batch.float().sub_(self._mean).div_(self._std)
 
 
-def _picked(features: Any, layers: tuple[str, ...]) -> list[torch.Tensor]:
-    """The outputs named by `layers`, all where none is named, of what a network gave."""
+def _output_names(architecture: str, layers: tuple[str, ...]) -> tuple[str, ...]:
+    """What the outputs of a network stand for that gives them in a row; none where their number is their name."""
+    if architecture in FILES:
+        return ()
+    return tuple(sorted(layers, key=int)) if architecture.startswith("timm:") else layers
+
+
+def _picked(features: Any, names: tuple[str, ...], layers: tuple[str, ...]) -> list[torch.Tensor]:
+    """The outputs named by `layers`, all where none is named, of what a network gave; `names` are those of a row."""
     if isinstance(features, Mapping):
         named = {str(key): value for key, value in features.items()}
     else:
         outputs = features if isinstance(features, list | tuple) else [features]
-        named = {str(number): value for number, value in enumerate(outputs)}
-        if layers and not set(layers) <= set(named) and len(outputs) == len(layers):
-            named = dict(zip(layers, outputs, strict=True))
+        named = dict(zip(names or map(str, range(len(outputs))), outputs, strict=True))
     missing = [layer for layer in layers if layer not in named]
     if missing:
         raise InputError(

@@ -215,6 +215,25 @@ class TestAnExtractorInAFile:
         with pytest.raises((ConfigError, InputError), match=r"no output middle; it has (fine|coarse)"):
             detector.opened(ModelFiles(str(path.parent), trusts_code=True)).fit(draw_images(1, "rgb"))
 
+    def test_outputs_without_names_are_not_renamed(self, kind: str, path: Path) -> None:
+        class Row(TwoScales):
+            def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+                fine = self.fine(x)
+                return fine, self.coarse(fine)
+
+        row = path.parent / "row.pt"
+        if kind == "torchscript":
+            torch.jit.trace(Row().eval(), torch.zeros(1, 3, 32, 32)).save(str(row))
+        else:
+            torch.export.save(torch.export.export(Row().eval(), (torch.zeros(1, 3, 32, 32),)), str(row))
+        given = {"image_size": 32, "backbone": kind, "weights_path": "row.pt"}
+        files = ModelFiles(str(path.parent), trusts_code=True)
+        swapped = Padim.create(**given, layers=["1", "0"]).opened(files)
+        (batch,) = swapped.extractor.get().batches(draw_images(1, "rgb", [(32, 32)]))
+        assert [layer.shape[1] for layer in batch] == [6, 4]
+        with pytest.raises(InputError, match="no output 5, 9; it has 0, 1"):
+            Padim.create(**given, layers=["5", "9"]).opened(files).accumulate(draw_images(1, "rgb"))
+
     def test_other_files_are_refused(self, kind: str, path: Path) -> None:
         for content in (b"", b"nothing", path.read_bytes()[:900], pickle.dumps({})):
             (path.parent / "odd.pt").write_bytes(content)
