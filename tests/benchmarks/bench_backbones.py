@@ -1,13 +1,13 @@
 """Time and memory of the detectors on backbones, beside the backbone's own forward pass and beside other programs.
 
-    python tests/benchmarks/bench_backbones.py [--train 400] [--test 944] [--peer PYTHON]
+    python tests/benchmarks/bench_backbones.py [--train 400] [--test 944] [--pyimgano PYTHON] [--anomalib PYTHON]
 
 Draws that many images of 256 x 256 and runs `pyimgano-infer` with two threads on them: PaDiM and PatchCore on ResNet-18
 with random weights, `image_size` 256, from fitting to the last record. Two floors are measured in this process on the
 same images, one thread: the network's forward pass as a user would write it, batch normalisation and all, and the
 detector's `predict`. Memory is the most that the process of the run ever held, for all test images and for a quarter of
-them. PYTHON is that of another environment, in which the package pyimgano with its deep detectors is installed: its
-`vision_padim` then fits and scores the same images in the same run of this script.
+them. PYTHON is that of another environment, in which the package pyimgano with its deep detectors, or anomalib, is
+installed: its PaDiM then fits and scores the same images in the same run of this script, as its users would run it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KWARGS = {"image_size": SIDE}
 LAYERS = ("layer1", "layer2", "layer3")
 SAMPLE = 32
 ROUNDS = 5
-PEER = """
+PYIMGANO = """
 import sys, time
 from pathlib import Path
 from pyimgano.models import create_model
@@ -50,6 +50,26 @@ for path in test:
     detector.get_anomaly_map(path)
 print(fitted - started, time.perf_counter() - started)
 """
+ANOMALIB = """
+import sys, time
+from anomalib.data import Folder, PredictDataset
+from anomalib.engine import Engine
+from anomalib.models import Padim
+from torch.utils.data import DataLoader
+train, test = sys.argv[1:]
+started = time.perf_counter()
+square = Padim.configure_pre_processor((256, 256))
+model = Padim(backbone="resnet18", pre_trained=False, pre_processor=square, evaluator=False, visualizer=False)
+engine = Engine(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir="anomalib")
+data = Folder("parts", root=".", normal_dir=train, test_split_mode="none", val_split_mode="none", num_workers=0)
+data.setup()
+engine.fit(model, train_dataloaders=data.train_dataloader())
+fitted = time.perf_counter()
+images = PredictDataset(test, image_size=(256, 256))
+engine.predict(model, dataloaders=DataLoader(images, batch_size=32, collate_fn=images.collate_fn))
+print(fitted - started, time.perf_counter() - started)
+"""
+PEERS = {"pyimgano": PYIMGANO, "anomalib": ANOMALIB}
 
 
 def draw_folder(folder: Path, count: int, seed: int) -> None:
@@ -116,11 +136,23 @@ def floors(place: Path) -> dict[str, float]:
     return {name: float(np.median(times[1:])) for name, times in found.items()}
 
 
+def print_peer(title: str, python: str, program: str, place: Path) -> None:
+    """Run another program on the same images, and print its times and its memory."""
+    watched = f"{program}\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    done = subprocess.run(
+        [python, "-c", watched, "train", "test"], cwd=place, check=True, capture_output=True, text=True
+    )
+    fitted, total, mib = map(float, done.stdout.split()[-3:])
+    seconds = f"{total:8.1f} s in all, {fitted:.1f} s fit, {total - fitted:.1f} s predict"
+    print(f"{title:28} {seconds}; {mib:.0f} MiB", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=int, default=400)
     parser.add_argument("--test", type=int, default=944)
-    parser.add_argument("--peer", metavar="PYTHON")
+    for name in PEERS:
+        parser.add_argument(f"--{name}", metavar="PYTHON")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -136,12 +168,9 @@ def main() -> None:
             seconds = f"{whole['total']:8.1f} s in all, {whole['fit']:.1f} s fit, {whole['predict']:.1f} s predict"
             memory = f"{whole['MiB']:.0f} MiB, {quarter['MiB']:.0f} MiB for a quarter of the images"
             print(f"{model:28} {seconds}; {memory}", flush=True)
-        if given.peer:
-            done = subprocess.run(
-                [given.peer, "-c", PEER, "train", "test"], cwd=place, check=True, capture_output=True, text=True
-            )
-            fitted, total = map(float, done.stdout.split()[-2:])
-            print(f"{'pyimgano vision_padim':28} {total:8.1f} s in all, {fitted:.1f} s fit", flush=True)
+        for name, program in PEERS.items():
+            if python := getattr(given, name):
+                print_peer(f"{name} PaDiM", python, program, place)
 
 
 if __name__ == "__main__":
