@@ -22,9 +22,10 @@ from distributed import Client
 from distributed.security import Security
 from distributed.versions import VersionMismatchWarning
 
+from tests.commands import ROOT, Fork, fork_module
 from tests.waiting import WAIT_TIMEOUT_S, stop_group, wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
+Process = subprocess.Popen[bytes] | Fork
 # Run in a mount namespace of its own: an empty folder of the same path takes the place of $0.
 _HIDE = 'mount -t tmpfs none "$0" && exec "$@"'
 
@@ -70,7 +71,8 @@ class WorkerOptions:
     """How a worker process is started.
 
     `resources` is what `dask worker --resources` takes, such as `GPU=1`. `env` comes on top of this process's
-    environment. `hidden` is a folder that the worker finds empty, as if this machine's disk were not its own.
+    environment. `hidden` is a folder that the worker finds empty, as if this machine's disk were not its own. A worker
+    with one of the two is a fresh process, others are forks.
     """
 
     nthreads: int = 1
@@ -112,12 +114,12 @@ class DaskCluster:
         self.folder = folder
         self.scheduler_file = folder / "scheduler.json"
         self.address = ""
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Process] = []
         self._options = options
         self._tls = tls
 
     @property
-    def workers(self) -> Sequence[subprocess.Popen[bytes]]:
+    def workers(self) -> Sequence[Process]:
         """The process of every worker, its nanny's where it has one, by number; also of those that ended."""
         return self.processes[1:]
 
@@ -224,20 +226,26 @@ class DaskCluster:
         self.address = json.loads(self.scheduler_file.read_text())["address"]
 
     def _start(self, *arguments: str, env: Mapping[str, str], before: Sequence[str] = ()) -> None:
+        """Start one of dask's commands: as a fork, or as a fresh process where it has to find another machine."""
         tls = ["--protocol", "tls", *self._tls.flags("--tls-ca-file")] if self._tls else []
-        dask = (sys.executable, "-m", "dask", *arguments, "--host", "127.0.0.1", "--no-dashboard")
-        with (self.folder / f"log-{len(self.processes)}.txt").open("wb") as log:
-            process = subprocess.Popen(
-                [*before, *dask, "--dashboard-address", "127.0.0.1:0", *tls],
-                cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        flags = ("--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0", *tls)
+        log = self.folder / f"log-{len(self.processes)}.txt"
+        found = {"PYTHONPATH": str(ROOT), **env}
+        if env or before:
+            with log.open("wb") as file:
+                process: Process = subprocess.Popen(
+                    [*before, sys.executable, "-m", "dask", *arguments, *flags],
+                    cwd=self.folder,
+                    env={**os.environ, **found},
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+        else:
+            process = fork_module("dask", *arguments, *flags, cwd=self.folder, stdout=log, stderr=log, env=found)
         self.processes.append(process)
 
-    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+    def _kill(self, process: Process) -> None:
         # Killed, not asked: a worker that is asked to end waits for its scheduler. Each process leads a group of
         # its own, so that whatever it started goes with it.
         with suppress(ProcessLookupError):

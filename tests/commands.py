@@ -23,8 +23,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.cluster import ROOT
-
+ROOT = Path(__file__).resolve().parent.parent
 COMMAND_TIMEOUT_S = 120
 
 
@@ -85,25 +84,40 @@ class Fork:
         return self._outputs[1].read_bytes()
 
 
+def fork_module(
+    module: str,
+    *arguments: str,
+    cwd: Path,
+    stdout: Path,
+    stderr: Path,
+    env: Mapping[str, str] | None = None,
+) -> Fork:
+    """Start `python -m module` as a fork in the folder `cwd`; both outputs are appended to files, which may be one.
+
+    `env` has no variables that are read when Python starts or a module is imported.
+    """
+    begun, begins = get_context("forkserver").Pipe(duplex=False)
+    given = (module, arguments, str(cwd), {**os.environ, **(env or {})}, (stdout, stderr), begins)
+    process = _context().Process(target=_be_the_module, args=given)
+    process.start()
+    begins.close()
+    begun.recv()
+    begun.close()
+    return Fork(process, stdout, stderr)
+
+
 @contextmanager
 def started_module(module: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Fork]:
     """`python -m module` in the folder `cwd`, as a fork; with all that it has started it is gone after the block."""
     with TemporaryDirectory() as folder:
         outputs = Path(folder, "stdout"), Path(folder, "stderr")
-        for output in outputs:
-            output.touch()
-        begun, begins = get_context("forkserver").Pipe(duplex=False)
-        given = (module, arguments, str(cwd), {**os.environ, **(env or {})}, outputs, begins)
-        process = _context().Process(target=_be_the_module, args=given)
-        process.start()
-        begins.close()
+        fork = fork_module(module, *arguments, cwd=cwd, stdout=outputs[0], stderr=outputs[1], env=env)
         try:
-            begun.recv()
-            yield Fork(process, *outputs)
+            yield fork
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.join()
+                os.killpg(fork.pid, signal.SIGKILL)
+            fork.wait()
 
 
 def run_module(
@@ -158,7 +172,7 @@ def _be_the_module(
     begins.send(None)
     begins.close()
     for number, path in enumerate(outputs, start=1):
-        with path.open("wb") as file:
+        with path.open("ab") as file:
             os.dup2(file.fileno(), number)
     os.chdir(cwd)
     os.environ.clear()

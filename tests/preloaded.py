@@ -12,7 +12,8 @@ import numpy as np
 from pyimgano_dask.defects.kernels import only_labels
 
 for name in (
-    "distributed",
+    "distributed.cli.dask_scheduler",
+    "distributed.cli.dask_worker",
     "pyimgano_dask.cli.console",
     "pyimgano_dask.cli.flags",
     "pyimgano_dask.cli.profile",

@@ -27,7 +27,7 @@ def test_workers_join_stop_and_are_killed(tmp_path: Path) -> None:
         wait_until(lambda: set(cluster.worker_addresses()) == {1}, "the killed worker is gone")
         cluster.stop_worker(1)
         wait_until(lambda: cluster.worker_addresses() == {}, "the stopped worker is gone")
-        assert cluster.workers[1].wait(timeout=30) == 0
+        assert cluster.workers[1].wait(30) == 0
     assert [process.poll() is None for process in cluster.processes] == [False] * 3
 
 

@@ -46,6 +46,15 @@ def image_files(encoded: Sequence[bytes]) -> Iterator[list[str]]:
         yield paths
 
 
+def image_array(encoded: Sequence[bytes]) -> NDArray[np.uint8]:
+    """PNG files as one array, RGB (N, H, W, 3). Raises ValueError where they are not all of one size."""
+    images: list[Any] = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) for data in encoded]
+    sizes = sorted({f"{image.shape[1]}x{image.shape[0]}" for image in images})
+    if len(sizes) > 1:
+        raise ValueError(f"the images must all be of one size, got {len(sizes)}: {', '.join(sizes[:3])}")
+    return np.stack(images)
+
+
 @contextmanager
 def alone_and_repeatable(seed: int) -> Iterator[None]:
     """Run the block with no other such block beside it, its prints discarded, from known random numbers.

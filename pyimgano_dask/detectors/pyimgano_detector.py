@@ -1,7 +1,7 @@
 """A detector of the package pyimgano in our contract: fitted on images in memory, asked for one image at a time.
 
 pyimgano's own command hands its detectors the paths of images, and many of them read nothing else, so images are handed
-over as lossless PNG files that exist for the call.
+over as lossless PNG files that exist for the call; as arrays to those that cannot work on files.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import importlib
 import importlib.util
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from pyimgano_dask.detectors.foreign_calls import (
     PNG_SIGNATURE,
     alone_and_repeatable,
     encode_png,
+    image_array,
     image_files,
     single_threaded,
 )
@@ -196,52 +198,71 @@ class PyimganoDetector(Detector[PyimganoArguments]):
             if self._loaded is None and self._cargo is not None and self._cargo.pickled is not None:
                 self._loaded = pickle.loads(self._cargo.pickled)
             elif self._loaded is None:
-                self._loaded = self._fit()
-                self._cargo = self._packed(self._loaded)
+                self._loaded, takes_arrays = self._fit()
+                self._cargo = self._packed(self._loaded, takes_arrays)
             return self._loaded
 
-    def _fit(self) -> Any:
-        model = self._made()
-        encoded = self._training_files()
+    def _fit(self) -> tuple[Any, bool]:
+        """A fitted object of pyimgano, and whether it is one that works on arrays and not on files."""
         try:
-            with image_files(encoded) as paths, alone_and_repeatable(self._seed), single_threaded():
-                model.fit(paths)
-        except Exception as error:  # a foreign detector may raise anything
-            raise ConfigError(
-                f"{self.name} cannot be fitted on {len(encoded)} training images: {type(error).__name__}: {error}"
-            ) from error
+            return self._fit_handing(as_array=False), False
+        except Exception as of_files:  # a foreign detector may raise anything
+            try:
+                return self._fit_handing(as_array=True), True
+            except Exception as of_arrays:
+                faults = [f"{type(fault).__name__}: {fault}" for fault in (of_files, of_arrays)]
+                n_images = len(self.state()["png_bytes"])
+                raise ConfigError(
+                    f"{self.name} cannot be fitted on {n_images} training images: {faults[0]}"
+                    + (f"; given as arrays: {faults[1]}" if faults[1] != faults[0] else "")
+                ) from of_files
+
+    def _fit_handing(self, *, as_array: bool) -> Any:
+        """An object that has been fitted, and has given a map where it is to give some."""
+        model = self._made()
+        with (
+            _handed(self._training_files(), as_array) as images,
+            alone_and_repeatable(self._seed),
+            single_threaded(),
+        ):
+            model.fit(images)
+            if self.gives_maps:
+                self._ask(model, images[:1])
         return model
 
-    def _packed(self, model: Any) -> _Cargo:
+    def _packed(self, model: Any, takes_arrays: bool) -> _Cargo:
         """The object as it was fitted, and whether it is another one after it was asked for a score."""
         before = _pickled(model)
         if before is None:
-            return _Cargo(None, changes=False)
-        with image_files([self._training_files()[0]]) as paths, suppress(Exception):  # told of the images themselves
-            self._ask(model, paths)
-        return _Cargo(before, changes=_pickled(model) != before)
+            return _Cargo(None, changes=False, takes_arrays=takes_arrays)
+        first = self._training_files()[:1]
+        with _handed(first, takes_arrays) as images, suppress(Exception):  # told of the images themselves
+            self._ask(model, images)
+        return _Cargo(before, changes=_pickled(model) != before, takes_arrays=takes_arrays)
 
     def _answer(self, image: Image) -> tuple[float, NDArray[np.float32] | None]:
         model = self._fitted()
-        with image_files([encode_png(image)]) as paths, alone_and_repeatable(self._seed):
-            if self._cargo is not None and self._cargo.changes and self._cargo.pickled is not None:
-                model = pickle.loads(self._cargo.pickled)
-            answer, values = self._ask(model, paths)
+        cargo = self._cargo
+        takes_arrays = cargo is not None and cargo.takes_arrays
+        with _handed([encode_png(image)], takes_arrays) as images, alone_and_repeatable(self._seed):
+            if cargo is not None and cargo.changes and cargo.pickled is not None:
+                model = pickle.loads(cargo.pickled)
+            answer, values = self._ask(model, images)
         scores = np.asarray(answer, dtype=np.float64).reshape(-1)
         if scores.size != 1:
             raise InputError("infer", "PredictionError", f"{self.name} gave {scores.size} scores for one image")
         return float(scores[0]), _as_map(values, self.name) if self.gives_maps else None
 
-    def _ask(self, model: Any, paths: Sequence[str]) -> tuple[Any, Any]:
-        """Its answers for the one image at `paths`: the score and the map, as it gives them."""
-        answer = model.decision_function(paths)
+    def _ask(self, model: Any, images: Any) -> tuple[Any, Any]:
+        """Its answers for the one image that it is handed: the score and the map, as it gives them."""
+        answer = model.decision_function(images)
         if isinstance(answer, tuple | list) and len(answer) == 2:
             answer = answer[0]
         if not self.gives_maps:
             return answer, None
         if hasattr(model, "predict_anomaly_map"):
-            return answer, model.predict_anomaly_map(paths)
-        return answer, model.get_anomaly_map(paths[0])
+            return answer, model.predict_anomaly_map(images)
+        return answer, model.get_anomaly_map(images[0])
 
     def _training_files(self) -> list[bytes]:
         """The PNG files in the state."""
@@ -253,16 +274,29 @@ class PyimganoDetector(Detector[PyimganoArguments]):
 class _Cargo:
     """A fitted object as it travels: `pickled` by this run itself, None where that is impossible.
 
-    `changes` says that a prediction changes the object, so that each one needs a fresh copy.
+    `changes` says that a prediction changes the object, so that each one needs a fresh copy; `takes_arrays`, that
+    images are handed to it as arrays.
     """
 
     pickled: bytes | None
     changes: bool
+    takes_arrays: bool
+
+
+@contextmanager
+def _handed(encoded: Sequence[bytes], as_array: bool) -> Iterator[Any]:
+    """PNG files as pyimgano is handed them: as paths, or as one array (N, H, W, 3)."""
+    if as_array:
+        yield image_array(encoded)
+    else:
+        with image_files(encoded) as paths:
+            yield paths
 
 
 def _pickled(model: Any) -> bytes | None:
+    """A fitted object as bytes; cloudpickle takes the modules and local functions that many of them hold."""
     try:
-        return pickle.dumps(model)
+        return bytes(cloudpickle.dumps(model))
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError):
         return None
 

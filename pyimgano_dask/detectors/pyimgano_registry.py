@@ -114,6 +114,11 @@ def _made_type(model: str) -> type[Detector[Any]]:
             f"{name} looks for a reference beside each image by the name of its file, and is not run here; take "
             "vision_reference_diff_map with --reference-dir"
         )
+    if _needs_labels(constructor):
+        raise ConfigError(
+            f"{name} is fitted on labelled images, defective ones among them, and is not run here; take a detector "
+            "that learns from normal images"
+        )
     namespace = {
         "__doc__": f"`{model}` of the package pyimgano.",
         "name": name,
@@ -127,6 +132,12 @@ def _made_type(model: str) -> type[Detector[Any]]:
         "draws_with_torch": "classical" not in entry.tags or bool({"deep", "embeddings"} & set(entry.tags)),
     }
     return type("".join(word.title() for word in model.split("_")), (PyimganoDetector,), namespace)
+
+
+def _needs_labels(constructor: Any) -> bool:
+    """Whether `fit` cannot be called without labels."""
+    parameters = list(inspect.signature(constructor.fit).parameters.values())[2:]
+    return any(parameter.default is parameter.empty and parameter.name == "y" for parameter in parameters)
 
 
 def _reference(metadata: Mapping[str, Any]) -> str:
