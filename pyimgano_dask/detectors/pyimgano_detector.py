@@ -206,10 +206,10 @@ class PyimganoDetector(Detector[PyimganoArguments]):
         """A fitted object of pyimgano, and whether it is one that works on arrays and not on files."""
         try:
             return self._fit_handing(as_array=False), False
-        except Exception as of_files:  # a foreign detector may raise anything
+        except Exception as of_files:  # noqa: BLE001 - a foreign detector may raise anything
             try:
                 return self._fit_handing(as_array=True), True
-            except Exception as of_arrays:
+            except Exception as of_arrays:  # noqa: BLE001 - the same
                 faults = [f"{type(fault).__name__}: {fault}" for fault in (of_files, of_arrays)]
                 n_images = len(self.state()["png_bytes"])
                 raise ConfigError(
@@ -262,7 +262,7 @@ class PyimganoDetector(Detector[PyimganoArguments]):
             return answer, None
         if hasattr(model, "predict_anomaly_map"):
             return answer, model.predict_anomaly_map(images)
-        return answer, model.get_anomaly_map(images[0])
+        return answer, model.get_anomaly_map(images if isinstance(images, np.ndarray) else images[0])
 
     def _training_files(self) -> list[bytes]:
         """The PNG files in the state."""

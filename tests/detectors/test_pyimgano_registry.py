@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ pyimgano = pytest.importorskip("pyimgano.models", reason="needs the package pyim
 SIZES_HW = ((48, 64), (40, 40), (72, 50))
 HIST = {"feature_extractor": {"name": "color_hist", "kwargs": {}}}
 NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+NEEDS_TORCHVISION = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision")
 NEEDS_SKIMAGE = pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="needs scikit-image")
 
 # A detector of each kind: pixel statistics, templates, features and neighbours, trees that draw, a memory of patches,
@@ -156,10 +157,42 @@ def test_any_grouping_of_the_training_images_gives_the_same_state(cut: int) -> N
 
 
 @NEEDS_TORCH
-def test_a_fitted_object_that_cannot_be_pickled_is_fitted_where_it_is_needed() -> None:
-    detector = find_detector_type("pyimgano:vision_torch_autoencoder").create(**HIST, epochs=2)
-    there = detector.fit(draw_images(1, "rgb", SIZES_HW))
-    assert_same(pickle.loads(pickle.dumps(there)).predict(images()), there.predict(images()))
+def test_a_fitted_network_travels_as_it_was_fitted() -> None:
+    here = find_detector_type("pyimgano:vision_torch_autoencoder").create(**HIST, epochs=2)
+    here = here.fit(draw_images(1, "rgb", SIZES_HW))
+    there = pickle.loads(pickle.dumps(here))
+    assert_same(there.predict(images()), here.predict(images()))
+    with pytest.raises(RuntimeError, match="not where it was fitted"):
+        there.state()
+
+
+class TestArrays:
+    """Detectors that cannot work on files are handed arrays, as their own documentation asks for."""
+
+    PICTURES = draw_images(1, "rgb", [(40, 40)] * 6)
+
+    @cached_property
+    def fitted(self) -> Detector[Any]:
+        return find_detector_type("pyimgano:vision_logsad").create().fit(self.PICTURES)
+
+    def test_scores_and_maps_are_those_of_pyimgano(self) -> None:
+        theirs = pyimgano.create_model("vision_logsad")
+        theirs.fit(np.stack(self.PICTURES))
+        pictures = draw_images(2, "rgb", [(40, 40)] * 3)
+        prediction = self.fitted.predict(pictures)
+        for score, anomaly_map, picture in zip(prediction.scores, prediction.maps, pictures, strict=True):
+            assert score == pytest.approx(float(theirs.decision_function(picture[None])[0]), rel=1e-9)
+            np.testing.assert_allclose(anomaly_map, theirs.predict_anomaly_map(picture[None])[0], rtol=1e-6)
+
+    def test_another_process_of_the_run_and_a_saved_state_hand_them_too(self) -> None:
+        expected = self.fitted.predict(self.PICTURES)
+        assert_same(pickle.loads(pickle.dumps(self.fitted)).predict(self.PICTURES), expected)
+        assert_same(decode_detector(encode_detector(self.fitted), "here.npz").predict(self.PICTURES), expected)
+
+    def test_images_of_several_sizes_are_told(self) -> None:
+        detector = find_detector_type("pyimgano:vision_logsad").create()
+        with pytest.raises(ConfigError, match=r"given as arrays: .*one size, got 3: 40x40, 50x72, 64x48"):
+            detector.fit(draw_images(1, "rgb", SIZES_HW))
 
 
 @NEEDS_SKIMAGE
@@ -261,6 +294,7 @@ class TestNames:
             ("core_ecod", "tables of features"),
             ("vision_patchcore_anomalib", "run code"),
             ("vision_ref_patch_distance_map", "vision_reference_diff_map"),
+            pytest.param("vision_devnet", "labelled images", marks=NEEDS_TORCHVISION),
         ],
     )
     def test_what_is_not_run_here_is_refused_in_words(self, model: str, reason: str) -> None:
