@@ -166,6 +166,20 @@ def test_a_fitted_network_travels_as_it_was_fitted() -> None:
         there.state()
 
 
+@NEEDS_TORCH
+def test_a_fitted_object_that_cannot_be_pickled_is_fitted_where_it_is_needed(tmp_path: Path) -> None:
+    import torch
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    torch.jit.trace(network, torch.zeros(1, 3, 32, 32)).save(str(tmp_path / "model.pt"))
+    arguments = {"checkpoint_path": str(tmp_path / "model.pt"), "image_size": 32}
+    detector = find_detector_type("pyimgano:vision_torchscript_ecod").create(**arguments)
+    here = detector.opened(ModelFiles(trusts_code=True)).fit(draw_images(1, "rgb", SIZES_HW * 2))
+    there = pickle.loads(pickle.dumps(here))
+    assert there.state().keys() == here.state().keys()
+    assert_same(there.predict(images()), here.predict(images()))
+
+
 class TestArrays:
     """Detectors that cannot work on files are handed arrays, as their own documentation asks for."""
 
