@@ -51,6 +51,13 @@ class Grid(torch.nn.Module):
         return self.conv(x)
 
 
+class Vast(torch.nn.Module):
+    """A feature extractor of as many places as pixels, and many channels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1].expand(-1, 400, -1, -1)
+
+
 @pytest.fixture
 def place(workplace: Workplace) -> Iterator[Path]:
     """A folder, in which the test works, with the inspection set, weights, and an extractor in TorchScript."""
@@ -206,3 +213,18 @@ def test_weights_of_another_backbone_end_the_run_before_it_begins(place: Path) -
     assert done.rc == 2
     assert "weights_path 'weights.pth' does not fit the backbone resnet50" in done.stderr
     assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_sums_that_no_machine_holds_end_the_run(place: Path, scheduler: str) -> None:
+    torch.jit.script(Vast()).save(str(place / "vast.pt"))
+    done = infer_command(
+        *("--model", "vision_padim", "--train-dir", "set/train/good", "--input", "set/test/scratch"),
+        *("--model-kwargs", '{"backbone": "torchscript", "weights_path": "vast.pt", "d_reduced": 400}'),
+        *("--trust-model-file", "--scheduler", scheduler, "--workers", "2", "--save-jsonl", "records.jsonl"),
+        cwd=place,
+    )
+    assert done.rc == 2
+    assert "30.1 GiB, and 4 GiB are allowed: 400 channels at 224 x 224 places" in done.stderr
+    assert "d_reduced (400)" in done.stderr
+    assert not (place / "records.jsonl").exists()

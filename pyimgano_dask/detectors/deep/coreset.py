@@ -9,7 +9,8 @@ points may come in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,23 @@ def thinned(parts: Sequence[Floats], count: int, seed: int) -> Floats:
             for part, start, low, high in zip(parts, starts, bounds, bounds[1:], strict=False)
         ]
     )
+
+
+def grouped(arrays: Iterable[Floats], most_bytes: int) -> Iterator[list[Floats]]:
+    """The points of all arrays, (n, d) each, in lists of arrays that hold at most so many bytes together.
+
+    Arrays stay whole where they fit; larger ones are cut into parts as equal as can be. One point is never too large.
+    """
+    held: list[Floats] = []
+    for points in arrays:
+        most = max(1, most_bytes // points[0].nbytes)
+        for part in np.array_split(points, math.ceil(len(points) / most)):
+            if held and sum(map(len, held)) + len(part) > most:
+                yield held
+                held = []
+            held.append(part)
+    if held:
+        yield held
 
 
 def _chosen(parts: Sequence[Floats], count: int, seed: int) -> Indices:

@@ -61,14 +61,13 @@ class Padim(BackboneDetector[PadimArguments]):
         self._gaussians: Lazy[Gaussians] | None = None
 
     def opened(self, files: ModelFiles) -> Self:
-        outputs = known_outputs(self.arguments, self.layers)
-        if outputs is not None:
-            self._check_size(outputs)
+        self._check_known_size()
         return super().opened(files)
 
     def accumulate(self, images: Sequence[Image]) -> State:
         from pyimgano_dask.detectors.deep.gaussians import embed_all
 
+        self._check_known_size()
         batches = self.extractor.get().batches(images)
         first = next(batches)
         shapes = [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in first]
@@ -90,6 +89,11 @@ class Padim(BackboneDetector[PadimArguments]):
             return {**shared, "rows": rows}
         sums.add_rows(rows[:filled])
         return {**shared, **sums.state()}
+
+    def _check_known_size(self) -> None:
+        outputs = known_outputs(self.arguments, self.layers)
+        if outputs is not None:
+            self._check_size(outputs)
 
     def _check_size(self, outputs: Sequence[Shape]) -> None:
         """Raise ConfigError unless the sums over outputs of these shapes can be held."""

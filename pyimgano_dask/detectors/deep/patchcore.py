@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from pyimgano_dask.detectors.base import Image, Prediction, State
 from pyimgano_dask.detectors.deep.arguments import BackboneArguments
-from pyimgano_dask.detectors.deep.coreset import Floats, thinned
+from pyimgano_dask.detectors.deep.coreset import Floats, grouped, thinned
 from pyimgano_dask.detectors.deep.detector import BackboneDetector, at_image_size
 from pyimgano_dask.detectors.deep.outputs import known_outputs
 from pyimgano_dask.detectors.lazy import Lazy
@@ -65,17 +66,9 @@ class Patchcore(BackboneDetector[PatchcoreArguments]):
     def accumulate(self, images: Sequence[Image]) -> State:
         from pyimgano_dask.detectors.deep.patches import patch_features
 
-        states: list[State] = []
-        held: list[Floats] = []
-        for features in self.extractor.get().batches(images):
-            for patches in patch_features(features).cpu().numpy():
-                most = max(1, BYTES_AT_ONCE // patches[0].nbytes)
-                for piece in np.array_split(patches, math.ceil(len(patches) / most)):
-                    if sum(map(len, held)) + len(piece) > most:
-                        states.append(self._summary(held))
-                        held = []
-                    held.append(piece)
-        return self.merge([*states, self._summary(held)])
+        batches = self.extractor.get().batches(images)
+        of_images = chain.from_iterable(patch_features(features).cpu().numpy() for features in batches)
+        return self.merge([self._summary(parts) for parts in grouped(of_images, BYTES_AT_ONCE)])
 
     def _summary(self, parts: Sequence[Floats]) -> State:
         count = sum(map(len, parts))
