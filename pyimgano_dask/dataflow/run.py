@@ -31,12 +31,15 @@ from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
 from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile, score_threshold
 from pyimgano_dask.dataflow.versions import package_versions
+from pyimgano_dask.detectors.amp import device_of
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
+from pyimgano_dask.detectors.devices import device_here
+from pyimgano_dask.detectors.model_files import ReadFile
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.commands import INFER
 from pyimgano_dask.settings.resolve import Resolved
-from pyimgano_dask.settings.run import InferSettings
+from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
 from pyimgano_dask.settings.tiling import TilingSettings
 from pyimgano_dask.storage.files import write_atomic
@@ -45,6 +48,8 @@ from pyimgano_dask.thresholds import (
     fixed_pixel_provenance,
 )
 from pyimgano_dask.urls import join
+
+OF_EACH_WORKER = "that of each worker"
 
 
 def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) -> RunSummary:
@@ -58,7 +63,11 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     preflight = check(resolved, base_dir, profile)
     settings = resolved.settings
     plan = make_plan(
-        settings, preflight.lists, base_dir, package_versions(), _of_the_library(preflight.detector, settings)
+        settings,
+        preflight.lists,
+        base_dir,
+        package_versions(preflight.detector.libraries),
+        {**_contents(preflight.made.files), **_of_the_library(preflight.detector, settings)},
     )
     summary = RunSummary(settings, preflight.detector.name, profile=profile)
     progress = progress or SilentProgress()
@@ -71,7 +80,8 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             finish(summary, started, INFER.name)
             return summary
         flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs, base_dir))
+        libraries = preflight.detector.libraries
+        scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs, base_dir, libraries))
         profile.n_workers = scheduler.n_workers
         detector, thresholds, warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
         summary.warnings = (
@@ -107,8 +117,25 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
 
 
 def _of_the_library(detector: Detector[Any], settings: InferSettings) -> Mapping[str, Any]:
-    """What the rounding of a detector's library depends on besides its version: networks split sums by threads."""
-    return {} if detector.extra is None else {"dataflow": {"threads_per_task": settings.dataflow.threads_per_task}}
+    """What the rounding of a detector's library depends on besides its version.
+
+    Networks split sums by threads, and add them up in another order on another device. Without --device the workers of
+    a cluster take what each of them has, and nobody knows before they work: then that is the fact.
+    """
+    if detector.extra is None:
+        return {}
+    facts: dict[str, Any] = {"dataflow": {"threads_per_task": settings.dataflow.threads_per_task}}
+    if hasattr(detector.arguments, "device"):
+        device = device_of(detector)
+        if settings.dataflow.scheduler in LOCAL_SCHEDULERS:
+            device = device_here(device, detector.extra)
+        facts["model"] = {"device": device or OF_EACH_WORKER}
+    return facts
+
+
+def _contents(files: Mapping[str, ReadFile]) -> Mapping[str, str]:
+    """The facts that files of weights and models hold what they did."""
+    return {f"{file.named_by}, content of {path!r} (sha256)": file.sha256 for path, file in files.items()}
 
 
 def _trained(
