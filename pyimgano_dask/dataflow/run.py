@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
+from pyimgano_dask.dataflow.calibration_advice import calibrated_otherwise, mixes_precision
 from pyimgano_dask.dataflow.inspection import (
     Inspection,
     Progress,
@@ -43,10 +44,7 @@ from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
 from pyimgano_dask.settings.tiling import TilingSettings
 from pyimgano_dask.storage.files import write_atomic
-from pyimgano_dask.thresholds import (
-    calibrated_pixel_provenance,
-    fixed_pixel_provenance,
-)
+from pyimgano_dask.thresholds import calibrated_pixel_provenance, fixed_pixel_provenance, with_origin
 from pyimgano_dask.urls import join
 
 OF_EACH_WORKER = "that of each worker"
@@ -90,7 +88,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             *warnings,
             *_unsuited_to_tiles(detector, settings),
             *_without_colours(detector, settings),
-            *_calibrated_otherwise(resolved, preflight),
+            *calibrated_otherwise(resolved, preflight),
         )
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
         stack.enter_context(folder.begun())
@@ -150,7 +148,7 @@ def _trained(
     kept = folder.training
     if kept is None:
         return _train(preflight, settings, scheduler, progress, profile)
-    detector, told = _kept_detector(preflight, folder, kept)
+    detector, told = _kept_detector(preflight, folder)
     return detector, _thresholds_of(kept), (*kept.warnings, *told)
 
 
@@ -223,19 +221,6 @@ def _train(
     return detector, thresholds, warnings
 
 
-def _calibrated_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
-    """What to know of thresholds from a config whose tiles or correction are not those of the flags."""
-    has_threshold = resolved.settings.threshold is not None or preflight.pixel_threshold_source == "infer_config"
-    if preflight.training is not None or not has_threshold:
-        return
-    for flags, block in (("tile flags", ("adaptation", "tiling")), ("illumination flags", ("preprocessing",))):
-        if any(path[: len(block)] == block for path in resolved.explicit):
-            yield (
-                f"{flags} change scores and maps, and the thresholds of the config were calibrated with other ones; "
-                "give --train-dir to calibrate anew"
-            )
-
-
 def _without_colours(detector: Detector[Any], settings: InferSettings) -> Iterator[str]:
     white_balance = settings.preprocessing.illumination_contrast.white_balance
     if detector.color == "gray" and white_balance != "none":
@@ -257,20 +242,19 @@ def _with_pixel(thresholds: Thresholds, value: float, provenance: Mapping[str, A
     return Thresholds(thresholds.score, thresholds.score_provenance, value, provenance)
 
 
-def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> tuple[Detector[Any], tuple[str, ...]]:
+def _kept_detector(preflight: Preflight, folder: RunFolder) -> tuple[Detector[Any], tuple[str, ...]]:
     """The detector that an earlier session of this run worked with, and what to know of it.
 
     Raises ConfigError when it is not there any more.
     """
     detector = preflight.detector
-    if detector.is_fitted and _sha256(encode_detector(detector)) == kept.detector_sha256:
+    if detector.is_fitted:  # of a file whose content is part of the plan
         return detector, ()
     data = folder.read_detector()
-    if detector.is_fitted or data is None:
-        where = "--checkpoint-path" if detector.is_fitted else DETECTOR_NAME
+    if data is None:
         raise ConfigError(
-            f"--resume: {where} is not the detector that the run in {folder.run_dir!r} began with; bring it back, or "
-            "start anew with --no-resume"
+            f"--resume: {DETECTOR_NAME} is not the detector that the run in {folder.run_dir!r} began with; bring it "
+            "back, or start anew with --no-resume"
         )
     loaded = detector.with_state(decode_detector(data, DETECTOR_NAME).state())
     return loaded, loaded.check()
@@ -302,7 +286,10 @@ def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any],
         "adaptation": {"save_maps": settings.wants_maps, **_tiling(settings.adaptation.tiling)},
         "preprocessing": {"illumination_contrast": correction.model_dump(mode="json") if correction.is_on else None},
         **stored_settings(settings, thresholds),
+        "pixel_threshold_provenance": with_origin(thresholds.pixel_provenance, settings.pixel_threshold_provenance),
     }
+    if settings.dataflow.amp and mixes_precision(settings, detector):
+        config["dataflow"] = {"amp": True}
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(join(run_dir, CONFIG_NAME), text.encode())
 
