@@ -13,9 +13,7 @@ from typing import Any, BinaryIO
 from pyimgano_dask.dataflow.calibration_advice import calibrated_otherwise, mixes_precision
 from pyimgano_dask.dataflow.inspection import (
     Inspection,
-    Progress,
     RunSummary,
-    SilentProgress,
     Thresholds,
     inspect,
     say_finished,
@@ -26,6 +24,7 @@ from pyimgano_dask.dataflow.inspection import (
 from pyimgano_dask.dataflow.plan import make_plan
 from pyimgano_dask.dataflow.preflight import Preflight, check
 from pyimgano_dask.dataflow.profile import Profile, finish
+from pyimgano_dask.dataflow.progress import Progress, SilentProgress
 from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_folder, hold_run_folder
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
@@ -186,7 +185,7 @@ def _train(
         if not detector.is_fitted:
             progress.phase("fitting")
             with profile.stage("fit"):
-                detector = fit_detector(scheduler, detector, images)
+                detector = fit_detector(scheduler, detector, images, progress)
         progress.phase("calibrating")
         wants_pixels = preflight.pixel_threshold_source == "train_dir"
         with profile.stage("calibrate"):
