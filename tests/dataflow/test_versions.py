@@ -112,6 +112,18 @@ def test_other_packages_are_told_and_the_run_goes_on(tmp_path: Path, place: Path
     assert "Mismatched versions" not in done.stderr
 
 
+def test_a_library_matters_to_the_detectors_that_use_it(tmp_path: Path) -> None:
+    installed = {"scipy": "0.1", "timm": "0.2"}
+    with (
+        start_cluster(tmp_path / "cluster", 1, env=with_installed(tmp_path / "metadata", **installed)) as cluster,
+        connect(cluster.address, 1) as client,
+    ):
+        assert check_versions(client) == ()
+        assert check_versions(client, {"torch", "no-such-library"}) == ()
+        (warning,) = check_versions(client, {"scipy", "numba"})
+    assert re.match(r"scipy is \S+ here and 0\.1 on worker \S+: their bytes may differ", warning)
+
+
 def test_a_scheduler_matters_for_messages_only(tmp_path: Path) -> None:
     env = with_installed(tmp_path / "metadata", numpy="1.0", dask="0.1")
     with (
