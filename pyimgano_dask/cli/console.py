@@ -57,10 +57,10 @@ class TerminalProgress:
         self._bar.advance(self._task, inputs)
 
 
-def print_summary(summary: RunSummary, console: Console) -> None:
-    """Counts, thresholds, times, and where to look."""
+def print_summary(summary: RunSummary, console: Console, prog: str) -> None:
+    """Warnings of the command `prog`, counts, thresholds, times, and where to look."""
     for warning in summary.warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"{prog}: warning: {warning}", style="yellow"), soft_wrap=True)
     console.print(Text(f"{summary.source} · {summary.scheduler}", style="italic"), soft_wrap=True)
     table = Table(show_header=False)
     table.add_column(style="bold")

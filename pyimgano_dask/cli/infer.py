@@ -71,7 +71,7 @@ def _work(arguments: dict[str, Any], prog: str) -> int:
     from pyimgano_dask.dataflow.run import run
 
     print_warnings(prog, detector_advice(resolved))
-    return inspected(lambda progress: run(resolved, sys.stdout.buffer, progress), resolved.settings)
+    return inspected(lambda progress: run(resolved, sys.stdout.buffer, progress), resolved.settings, prog)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def _work(arguments: dict[str, Any], prog: str) -> int:
 
     from pyimgano_dask.dataflow.rescore import rescore
 
-    return inspected(lambda progress: rescore(rescoring, sys.stdout.buffer, progress), rescoring.resolved.settings)
+    settings = rescoring.resolved.settings
+    return inspected(lambda progress: rescore(rescoring, sys.stdout.buffer, progress), settings, prog)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import pyimgano_dask
+from tests.conftest import infer_command
 
 Workplace = Callable[[str], Path]
 
@@ -132,3 +133,11 @@ def test_a_config_that_only_the_flags_make_valid_has_all_of_them_named(place: Pa
     broken = {**config, "adaptation": {"tiling": {"tile_size": 16, "stride": 64}}}
     (place / "run/broken.json").write_text(json.dumps(broken))
     assert told_by(infer_config="run/broken.json", tile_stride=8) == ["--tile-stride"]
+
+
+def test_every_warning_of_a_command_has_its_name_before_it_once(place: Path) -> None:
+    flags = ("--infer-config", "run/infer_config.json", "--input", "set/test/good", "--gamma", 2, "--device", "cpu")
+    done = infer_command(*flags, cwd=place)
+    warnings = [line for line in done.stderr.splitlines() if "warning: " in line]
+    assert [line.split()[2] for line in warnings] == ["--device", "--gamma"]
+    assert all(line.startswith("pyimgano-infer: warning: ") and line.count("warning: ") == 1 for line in warnings)
