@@ -60,7 +60,7 @@ def _changes(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
         yield from _differing(flags, ("preprocessing",), now, configured)
     yield from _changes_of_the_detector(resolved, configured, preflight)
     if now.dataflow.amp != configured.dataflow.amp and mixes_precision(now, preflight.detector):
-        yield "--amp" if now.dataflow.amp else "--no-amp"
+        yield _spelled("--amp", now.dataflow.amp)
 
 
 def _differing(
@@ -69,7 +69,11 @@ def _differing(
     """The explicit flags of a block that have another value than in the config."""
     for path, flag in flags.items():
         if path[: len(block)] == block and (value := _at(now, path)) != _at(before, path):
-            yield flag if value is not False else flag.replace("--", "--no-", 1)
+            yield _spelled(flag, value)
+
+
+def _spelled(flag: str, value: Any) -> str:
+    return flag if value is not False else flag.replace("--", "--no-", 1)
 
 
 def _at(settings: InferSettings, path: tuple[str, ...]) -> Any:
@@ -112,7 +116,7 @@ def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight:
         if name not in OF_FITTING and _argument(before, name, resolved) != _argument(detector, name, resolved)
     ]
     of_settings = {
-        argument_for(setting, type(detector)): f"--{setting}"
+        argument_for(setting, type(detector)): _spelled(f"--{setting}", getattr(resolved.settings.model, setting))
         for setting in ARGUMENTS
         if resolved.is_explicit(f"model.{setting}")
     }
