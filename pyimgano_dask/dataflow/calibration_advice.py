@@ -21,6 +21,9 @@ from pyimgano_dask.transfers import ONCE
 
 # Arguments that say how a threshold or a fit is made, and change no score of a fitted detector.
 OF_FITTING = frozenset({"contamination", "max_train_images"})
+# Blocks of settings that scores depend on, and what in them they do not.
+OF_SCORES = ("model", "preprocessing", "adaptation")
+NOT_OF_SCORES = ("contamination", "trust_model_file", "save_maps")
 
 
 def calibrated_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
@@ -49,7 +52,7 @@ def _changes(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
     now, configured = resolved.settings, resolved.configured
     flags = {knob.path: knob.flag for knob in knobs() if knob.flag and knob.path in resolved.explicit}
     if configured is None:
-        yield from (flag for path, flag in flags.items() if path[0] in ("model", "preprocessing", "adaptation"))
+        yield from (flag for path, flag in flags.items() if path[0] in OF_SCORES and path[-1] not in NOT_OF_SCORES)
         return
     tiling, tiling_before = now.adaptation.tiling, configured.adaptation.tiling
     if tiling.effective != tiling_before.effective:

@@ -132,7 +132,9 @@ def test_a_config_that_only_the_flags_make_valid_has_all_of_them_named(place: Pa
     config = json.loads((place / "run/infer_config.json").read_text())
     broken = {**config, "adaptation": {"tiling": {"tile_size": 16, "stride": 64}}}
     (place / "run/broken.json").write_text(json.dumps(broken))
-    assert told_by(infer_config="run/broken.json", tile_stride=8) == ["--tile-stride"]
+    assert told_by(infer_config="run/broken.json", tile_stride=8, contamination=0.1, include_maps=True) == [
+        "--tile-stride"
+    ]
 
 
 def test_every_warning_of_a_command_has_its_name_before_it_once(place: Path) -> None:
