@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import pyimgano_dask
-from tests.conftest import infer_command
+from tests.conftest import DaskCluster, infer_command
 
 Workplace = Callable[[str], Path]
 
@@ -23,7 +23,11 @@ MODEL = {"model": "vision_pixel_mad_map", "model_kwargs": {"resize_hw": [64, 64]
 def train(folder: Path, **settings: Any) -> None:
     with chdir(folder):
         pyimgano_dask.infer(
-            train_dir="set/train/good", input="set/test/good", defects=True, run_dir="run", scheduler="sync", **settings
+            train_dir="set/train/good",
+            input="set/test/good",
+            defects=True,
+            run_dir="run",
+            **{"scheduler": "sync", **settings},
         )
 
 
@@ -143,3 +147,17 @@ def test_every_warning_of_a_command_has_its_name_before_it_once(place: Path) -> 
     warnings = [line for line in done.stderr.splitlines() if "warning: " in line]
     assert [line.split()[2] for line in warnings] == ["--device", "--gamma"]
     assert all(line.startswith("pyimgano-infer: warning: ") and line.count("warning: ") == 1 for line in warnings)
+
+
+@pytest.mark.cluster
+def test_mixed_precision_is_part_of_the_config_where_it_may_have_counted(
+    workplace: Workplace, dask_cluster: DaskCluster
+) -> None:
+    pytest.importorskip("torch", reason="the detector needs torch")
+    place = workplace("amp")
+    network = {"model": "vision_autoencoder", "model_kwargs": {"image_size": 32, "base_channels": 4, "epochs": 1}}
+    train(place, **network, scheduler=dask_cluster.address, amp=True)
+    with chdir(place):
+        assert told_by(scheduler=dask_cluster.address) == []
+        assert told_by(scheduler=dask_cluster.address, amp=True) == []
+        assert told_by(scheduler=dask_cluster.address, amp=False) == ["--no-amp"]
