@@ -160,9 +160,9 @@ def given_by_keyword(keywords: Mapping[str, Any], command: Command = INFER) -> d
     unknown = sorted(set(keywords) - set(known))
     if unknown:
         near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
-        meant = f" (did you mean {', '.join(near)}?)" if near else ""
+        meant = f"did you mean {', '.join(near)}? " if near else ""
         raise ConfigError(
-            f"unknown setting {', '.join(unknown)}{meant}; settings are the flags of {command.name} with underscores, "
+            f"unknown setting {', '.join(unknown)}; {meant}settings are the flags of {command.name} with underscores, "
             f"such as {', '.join(sorted(known)[:4])}"
         )
     given = {}
