@@ -15,8 +15,6 @@ from pyimgano_dask.errors import ConfigError, PyimganoDaskError, Terminated
 from pyimgano_dask.settings.infer_config import InferConfigFile, read_infer_config
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pyimgano_dask.dataflow.inspection import RunSummary
     from pyimgano_dask.settings.run import InferSettings
 
@@ -99,12 +97,11 @@ def config_of(arguments: Mapping[str, Any], prog: str, *, with_checkpoint: bool 
 
 def inspected(start: Callable[[Any], RunSummary], settings: InferSettings) -> int:
     """Call `start` with a progress bar, print the summary and where asked the profile; returns the exit code."""
-    from rich.console import Console
-
     from pyimgano_dask.cli.console import print_summary
     from pyimgano_dask.cli.profile import print_profile
+    from pyimgano_dask.cli.width import error_console
 
-    console = Console(stderr=True)
+    console = error_console()
     progress = settings.dataflow.progress
     with _bar(console, console.is_terminal if progress is None else progress) as bar:
         summary = start(bar)
