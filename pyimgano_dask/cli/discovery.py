@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pyimgano_dask.cli.width import output_columns
@@ -17,8 +19,10 @@ def discover(arguments: Mapping[str, Any]) -> int:
     """Print the answer to standard output; returns the exit code."""
     if arguments["model_info"] is not None:
         model = describe(find_detector_type(arguments["model_info"]))
-        as_json = json.dumps(model, indent=2, sort_keys=True)
-        print(as_json if arguments["json"] else "\n".join(model_in_words(model, output_columns())))
+        if arguments["json"]:
+            print(json.dumps(model, indent=2, sort_keys=True))
+        else:
+            _print_text(model_in_words(model, output_columns()))
         return 0
     wanted = {tag.strip() for tag in (arguments["tags"] or "").split(",") if tag.strip()}
     chosen = [detector.name for detector in detector_types().values() if wanted <= set(detector.tags)]
@@ -46,6 +50,13 @@ def model_in_words(model: Mapping[str, Any], columns: int) -> Iterator[str]:
         allowed = f"  ({argument['allowed']})" if argument["allowed"] else ""
         yield f"  {name} = {json.dumps(argument['default'])}{allowed}"
         yield _wrapped(argument["help"], columns, " " * INDENT, " " * INDENT)
+
+
+def _print_text(lines: Iterable[str]) -> None:
+    """Print words that a terminal of another encoding may lack signs of."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    print("\n".join(lines))
 
 
 def _needs_in_words(needs: Mapping[str, str | None]) -> Iterator[str]:

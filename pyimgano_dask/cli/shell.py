@@ -15,6 +15,8 @@ from pyimgano_dask.errors import ConfigError, PyimganoDaskError, Terminated
 from pyimgano_dask.settings.infer_config import InferConfigFile, read_infer_config
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pyimgano_dask.dataflow.inspection import RunSummary
     from pyimgano_dask.settings.run import InferSettings
 

@@ -1,4 +1,4 @@
-"""How long lines are: as the terminal is wide; in a pipe or a file as long as what stands in them, so that no path is cut."""
+"""How long lines are: as the terminal is wide, and in a pipe or a file as long as need be, so that no path is cut."""
 
 from __future__ import annotations
 
