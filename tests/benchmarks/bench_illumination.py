@@ -1,6 +1,6 @@
 """What each correction of illumination and contrast does for the defects that are found, in four kinds of light.
 
-    python tests/benchmarks/bench_illumination.py [--model NAME] [--model-kwargs JSON]
+    PYTHONPATH=. python tests/benchmarks/bench_illumination.py [--model NAME] [--model-kwargs JSON]
 
 Photographs the parts of the demo set under each light, trains and calibrates on 24 of them, and inspects 12 good and 12
 defective ones, all in that light. A cell of the Markdown tables tells how many defective parts have a region that
