@@ -19,8 +19,8 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
     parser = Parser(
         prog=prog,
         ways=(
-            "--model NAME [--train-dir DIR] --input PATH [PATH ...] [flags]",
-            f"{config_flags[0]} FILE --input PATH [PATH ...] [flags]",
+            "--model NAME [--train-dir DIR] --input PATH ... [flags]",
+            f"{config_flags[0]} FILE [--input PATH ...] [flags]",
             "--list-models [--tags TAG[,TAG]] [--json]",
             "--model-info NAME [--json]",
         ),

@@ -20,7 +20,7 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
         prog=prog,
         ways=(
             f"--from-run DIR [{config_flags[0]} FILE] [flags]",
-            f"--maps PATH [PATH ...] [--input PATH [PATH ...]] [{config_flags[0]} FILE] [flags]",
+            "--maps PATH ... [--input PATH ...] [flags]",
         ),
         description="Extract the defects of stored anomaly maps: new thresholds and controls without inference. "
         "With nothing changed, the same defects and masks as the run that stored the maps.",

@@ -34,9 +34,8 @@ class TestHelp:
 
     def test_no_flag_is_cut_at_80_columns(self, tmp_path: Path) -> None:
         text = command("--help", cwd=tmp_path, env={"COLUMNS": "80"}).stdout.decode()
-        usage, _, flags = text.partition("Score images")
-        assert len(usage.splitlines()) < 8
-        assert max(map(len, flags.splitlines())) <= 80
+        assert text.index("Score images") < 500, "the forms of a line are few"
+        assert max(map(len, text.splitlines())) <= 80
         named = {word.strip("().,;:") for knob in knobs_of(INFER) for word in knob.help.split() if "--" in word}
         assert {word for word in named if word not in text} == set()
 
