@@ -86,7 +86,7 @@ def _read_safetensors(data: bytes, path: str) -> Mapping[str, torch.Tensor]:
         header = json.loads(data[_LENGTH_BYTES:start])
         values = memoryview(data)[start:]
         return {name: _tensor(entry, values) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, RecursionError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(
             f"weights_path: {path!r} is a safetensors file that is cut short or damaged, or of a kind that is not read "

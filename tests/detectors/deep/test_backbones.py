@@ -231,7 +231,7 @@ class TestAnExtractorInAFile:
         swapped = Padim.create(**given, layers=["1", "0"]).opened(files)
         (batch,) = swapped.extractor.get().batches(draw_images(1, "rgb", [(32, 32)]))
         assert [layer.shape[1] for layer in batch] == [6, 4]
-        with pytest.raises(ConfigError, match="weights_path: 'row.pt': .*no output 5, 9; it has 0, 1"):
+        with pytest.raises(ConfigError, match=r"weights_path: 'row.pt': .*no output 5, 9; it has 0, 1"):
             Padim.create(**given, layers=["5", "9"]).opened(files)
 
     def test_other_files_are_refused(self, kind: str, path: Path) -> None:
