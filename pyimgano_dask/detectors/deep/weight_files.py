@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pyimgano_dask.detectors.exported.formats import format_of
+from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.errors import ConfigError
 
 # What torch.load raises on files that are no state dict, or a damaged one; pickles that it refuses are among them.
@@ -87,7 +88,7 @@ def _read_safetensors(data: bytes, path: str) -> Mapping[str, torch.Tensor]:
         values = memoryview(data)[start:]
         return {name: _tensor(entry, values) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, RecursionError) as error:
-        said = f"no {error}" if isinstance(error, KeyError) else str(error)
+        said = f"no {error}" if isinstance(error, KeyError) else in_words(error)
         raise ConfigError(
             f"weights_path: {path!r} is a safetensors file that is cut short or damaged, or of a kind that is not read "
             f"here ({said}); copy it again, or take a .pth file of torch.save(model.state_dict(), FILE)"

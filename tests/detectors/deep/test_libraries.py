@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision: the features that their own code gives, from files of the whole network's weights."""
+"""Networks of timm and torchvision: the features that their own code gives, from files of whole networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backbones that cannot be used end in words where they are opened, and in a fault of the image where that is too late."""
+"""Backbones that cannot be used are refused where they are opened; later, what they raise is a fault of the image."""
 
 from __future__ import annotations
 
