@@ -90,7 +90,7 @@ def _extractor(name: str, layers: tuple[str, ...]) -> torch.nn.Module:
     module = _library(library)
     try:
         return _of_timm(module, model, layers) if library == "timm" else _of_torchvision(module, model, layers)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         raise ConfigError(f"backbone {name!r} with layers {list(layers)}: {in_words(error)}") from None
 
 
