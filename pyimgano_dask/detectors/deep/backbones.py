@@ -183,12 +183,10 @@ def _picked(features: Any, names: tuple[str, ...], layers: tuple[str, ...]) -> l
     if not named:
         raise _unusable("the backbone gives no outputs")
     picked = [named[layer] for layer in layers or named]
-    odd = next(
-        (value for value in picked if not isinstance(value, torch.Tensor) or not value.is_floating_point()), None
-    )
-    if odd is not None:
-        what = f"a tensor of {odd.dtype}" if isinstance(odd, torch.Tensor) else f"a {type(odd).__name__}"
-        raise _unusable(f"the outputs of a backbone must be tensors of floating-point numbers, got {what}")
+    for value in picked:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            what = f"a tensor of {value.dtype}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+            raise _unusable(f"the outputs of a backbone must be tensors of floating-point numbers, got {what}")
     return picked
 
 

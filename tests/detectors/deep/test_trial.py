@@ -57,6 +57,11 @@ class WholeNumbers(Grid):
         return self.conv(x).argmax(1, keepdim=True)
 
 
+class NotATensor(Grid):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:  # type: ignore[override]
+        return self.conv(x), None
+
+
 class NotANumber(Grid):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x) / 0
@@ -102,6 +107,7 @@ def detector_of(path: Path) -> Padim:
         (OneForAll(), r"with N = 1 here, got the shapes \(2, 5, 8, 8\)"),
         (ChannelsLast(), r"the shapes \(1, 8, 8, 5\), with the channels last"),
         (WholeNumbers(), r"tensors of floating-point numbers, got a tensor of torch.int64"),
+        (NotATensor(), r"tensors of floating-point numbers, got a NoneType"),
         (NotANumber(), r"features of a plain image are not finite"),
         (Blind(), r"the same features for two different images"),
         (Forgetful(), r"other features for the same image when it is asked again"),
