@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_as_before
 from pyimgano_dask.dataflow.plan import Chunk, chunked
+from pyimgano_dask.dataflow.progress import Progress, SilentProgress
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.sources import Answer, infer
 from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State
+from pyimgano_dask.detectors.epochs import epochs_told_to
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.defects import RoiXyxyNorm
 from pyimgano_dask.thresholds import (
@@ -83,7 +85,9 @@ class _FitPartial:
     n_faults: int
 
 
-def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: TrainingImages) -> Detector[Any]:
+def fit_detector(
+    scheduler: Scheduler, detector: Detector[Any], images: TrainingImages, progress: Progress | None = None
+) -> Detector[Any]:
     """A fitted copy of `detector`; images that cannot be read are left out.
 
     The last step, in which networks are trained, is done in this process with the native threads of one task, so that
@@ -99,9 +103,18 @@ def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: Training
     )
     if merged.state is None:
         raise images.none_is_usable(merged.faults)
-    with native_threads_as_before():
+    progress = progress or SilentProgress()
+    if detector.trains_network:
+        progress.phase("training")
+    with native_threads_as_before(), epochs_told_to(partial(_tell_epoch, progress)):
         limit_native_threads(scheduler.threads_per_task)
         return detector.finalize(merged.state)
+
+
+def _tell_epoch(progress: Progress, n_done: int, n_epochs: int) -> None:
+    if n_done == 1:
+        progress.phase("training", n_epochs)
+    progress.advance(1)
 
 
 def _take(inputs: ImageNames, chosen: Sequence[int]) -> Iterator[str]:
