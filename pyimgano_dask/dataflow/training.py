@@ -133,10 +133,26 @@ def _accumulate_chunk(chunk: Chunk[str], common: tuple[Detector[Any], Reader]) -
     failed: list[Failed] = []
     for loaded, unread in reader.groups(chunk.rows()):
         failed += unread
-        if loaded:
-            states.append(detector.accumulate([item.image for item in loaded]))
+        summarised, unusable = _summaries(detector, loaded)
+        states += summarised
+        failed += unusable
         del loaded
     return _FitPartial(detector.merge(states) if states else None, *_faults(failed))
+
+
+def _summaries(detector: Detector[Any], loaded: Sequence[Loaded]) -> tuple[list[State], list[Failed]]:
+    """The summary of a group without the images that the detector cannot take, and these with the reason."""
+    if not loaded:
+        return [], []
+    try:
+        return [detector.accumulate([item.image for item in loaded])], []
+    except InputError as error:
+        if len(loaded) == 1:
+            return [], [Failed(loaded[0].index, loaded[0].path, error)]
+    failed = [fault for item in loaded for fault in _summaries(detector, [item])[1]]
+    culprits = {fault.index for fault in failed}
+    states, others = _summaries(detector, [item for item in loaded if item.index not in culprits])
+    return states, failed + others
 
 
 def _merge_fits(partials: Sequence[_FitPartial], merge: Callable[[Sequence[State]], State]) -> _FitPartial:

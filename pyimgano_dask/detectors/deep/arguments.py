@@ -33,8 +33,8 @@ class BackboneArguments(Block):
     )
     weights_path: str | None = knob(
         None,
-        "File of weights: a state dict with torchvision's names (.pth), or the whole extractor for torchscript and "
-        "torch_export.",
+        "File of weights: a state dict (.pth, .safetensors) with torchvision's names, for a network of timm with "
+        "timm's; or the whole extractor for torchscript and torch_export.",
     )
     pretrained: bool = knob(
         False,

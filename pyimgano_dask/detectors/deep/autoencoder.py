@@ -101,14 +101,10 @@ class Autoencoder(TrainedDetector[AutoencoderArguments]):
     def with_state(self, state: State) -> Self:
         require("torch", self.name)
         from pyimgano_dask.detectors.deep.reconstruction import weight_shapes
-        from pyimgano_dask.detectors.deep.weights import check_finite, check_fit
+        from pyimgano_dask.detectors.deep.weights import fitting_weights
 
-        shapes = weight_shapes(self.arguments)
-        source = f"{self.name}: the state"
-        check_fit(shapes, state, source, "the network of these arguments")
-        weights = {key: state[key] for key in shapes}
-        check_finite(weights, source)
-        return self._with_weights(weights)
+        shapes, source = weight_shapes(self.arguments), f"{self.name}: the state"
+        return self._with_weights(fitting_weights(shapes, state, source, "the network of these arguments"))
 
     def _with_weights(self, weights: State) -> Self:
         new = copy.copy(self)

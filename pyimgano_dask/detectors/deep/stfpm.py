@@ -77,11 +77,11 @@ class Stfpm(TrainedDetector[StfpmArguments], BackboneDetector[StfpmArguments]):
 
     def with_state(self, state: State) -> Self:
         opened = super().with_state(state)
-        from pyimgano_dask.detectors.deep.backbones import check_weights
+        from pyimgano_dask.detectors.deep.backbones import checked_weights
 
         student = {key.removeprefix(STUDENT): state[key] for key in state if key.startswith(STUDENT)}
-        check_weights(self.arguments, self.layers, student, f"{self.name}: the student in the state")
-        return opened.with_fitted(student)
+        source = f"{self.name}: the student in the state"
+        return opened.with_fitted(checked_weights(self.arguments, self.layers, student, source))
 
     def with_fitted(self, fitted: State) -> Self:
         new = super().with_fitted(fitted)
