@@ -43,8 +43,8 @@ CORRECTIONS = {
     "clahe": ("scratch/001", IlluminationContrast(clahe=True)),
     "gamma": ("scratch/001", IlluminationContrast(gamma=1.6)),
     "contrast-stretch": ("scratch/001", IlluminationContrast(contrast_stretch=True)),
-    "preset": ("scratch/001", IlluminationContrast(**ILLUMINATION_PRESETS["illumination-contrast-aggressive"])),
 }
+PRESETS_A_ROW = 3
 MAP_DETAIL = np.s_[165:315, 210:410]
 
 
@@ -88,10 +88,20 @@ def heat(path: Path) -> Picture:
     return np.asarray(cv2.applyColorMap(levels.astype(np.uint8), cv2.COLORMAP_INFERNO), np.uint8)
 
 
+def corrected(picture: Picture, correction: IlluminationContrast) -> Picture:
+    return correct(np.ascontiguousarray(picture[..., ::-1]), correction)[..., ::-1]
+
+
 def before_and_after(image: str, correction: IlluminationContrast) -> Picture:
     before = read(LIT / f"{image}.png")
-    after = correct(np.ascontiguousarray(before[..., ::-1]), correction)[..., ::-1]
-    return joined((before, after), axis=1)
+    return joined((before, corrected(before, correction)), axis=1)
+
+
+def after_each_preset(image: str) -> Picture:
+    before = read(LIT / f"{image}.png")
+    after = [corrected(before, IlluminationContrast(**values)) for values in ILLUMINATION_PRESETS.values()]
+    rows = (after[first : first + PRESETS_A_ROW] for first in range(0, len(after), PRESETS_A_ROW))
+    return joined((joined(pictures, axis=1) for pictures in rows), axis=0)
 
 
 def write(name: str, picture: Picture) -> None:
@@ -121,6 +131,7 @@ def main() -> None:
     run_examples(DOCS / "ILLUMINATION.md")
     for name, (image, correction) in CORRECTIONS.items():
         write(f"light-{name}.jpg", before_and_after(image, correction))
+    write("light-presets.jpg", after_each_preset("scratch/001"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ except ImportError as error:
 
 from pyimgano_dask.dataflow.detector_advice import detector_advice
 from pyimgano_dask.dataflow.estimation import ImageScores, NamedImages, fit, score
+from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.commands import ESTIMATOR
 from pyimgano_dask.settings.resolve import Resolved, given_by_keyword, resolve
 from pyimgano_dask.settings.run import InferSettings
@@ -39,7 +40,8 @@ class DaskAnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc,unu
       by threads of this process, whatever `scheduler` says, so that no pixel is copied into a graph or sent to a
       worker. The answers are those of PNG files of the same pixels.
 
-    Faulty images raise ValueError, and settings that cannot work `pyimgano_dask.ConfigError`. `fit` leaves out normal
+    Faulty images raise ValueError, `settings` that are no mapping TypeError, and settings that cannot work
+    `pyimgano_dask.ConfigError`. `fit` leaves out normal
     images that cannot be read, with a warning.
 
     Parameters
@@ -130,9 +132,17 @@ class DaskAnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc,unu
         return tags
 
     def _resolved(self) -> Resolved:
-        """The parameters as validated settings; raises ConfigError naming every faulty one."""
+        """The parameters as validated settings; raises ConfigError naming every faulty one.
+
+        TypeError for `settings` that are no mapping of names to values.
+        """
         given = {name: value for name, value in self.get_params(deep=False).items() if value is not None}
-        further = given.pop("settings", {})
+        further = _further_settings(given.pop("settings", {}))
+        if doubled := sorted(further.keys() & given.keys()):
+            raise ConfigError(
+                f"settings: {', '.join(doubled)} {'is a parameter' if len(doubled) == 1 else 'are parameters'} of "
+                "DaskAnomalyDetector with a value of its own; give it there and not in settings"
+            )
         return resolve(given_by_keyword({**further, **given}, ESTIMATOR))
 
     def _scored(self, X: Iterable[Any], *, with_maps: bool) -> ImageScores:  # noqa: N803
@@ -148,6 +158,16 @@ class DaskAnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc,unu
                 f"{len(answers.faults)} of {images.count()} images cannot be scored: {_first_of(answers.faults)}"
             )
         return answers
+
+
+def _further_settings(settings: object) -> Mapping[str, Any]:
+    if isinstance(settings, Mapping) and all(isinstance(name, str) for name in settings):
+        return settings
+    got = f"keys such as {next(iter(settings))!r}" if isinstance(settings, Mapping) else type(settings).__name__
+    raise TypeError(
+        "settings must be a mapping of settings of pyimgano-infer, by flags with underscores, to their values, such as "
+        f'{{"tile_size": 512, "clahe": True}}; got {got}: {settings!r}'
+    )
 
 
 def _without_contamination(resolved: Resolved) -> Resolved:

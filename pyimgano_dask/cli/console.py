@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from pyimgano_dask.cli.width import UNLIMITED
 from pyimgano_dask.settings.defects import DefectSettings
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 BAR_WIDTH = 6
 # The longest name of a control; its value goes on the next line where numbers need the room.
 CONTROL_WIDTH = 17
-UNLIMITED_WIDTH = 1000
 
 
 class TerminalProgress:
@@ -57,10 +57,10 @@ class TerminalProgress:
         self._bar.advance(self._task, inputs)
 
 
-def print_summary(summary: RunSummary, console: Console) -> None:
-    """Counts, thresholds, times, and where to look."""
+def print_summary(summary: RunSummary, console: Console, prog: str) -> None:
+    """Warnings of the command `prog`, counts, thresholds, times, and where to look."""
     for warning in summary.warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"{prog}: warning: {warning}", style="yellow"), soft_wrap=True)
     console.print(Text(f"{summary.source} · {summary.scheduler}", style="italic"), soft_wrap=True)
     table = Table(show_header=False)
     table.add_column(style="bold")
@@ -99,7 +99,7 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     console.print(table)
     if summary.waterfall:
         table = _waterfall_table(summary.waterfall, summary.settings.defects, with_bars=True)
-        needed = console.measure(table, options=console.options.update(max_width=UNLIMITED_WIDTH)).maximum
+        needed = console.measure(table, options=console.options.update(max_width=UNLIMITED)).maximum
         if needed > console.width:
             table = _waterfall_table(summary.waterfall, summary.settings.defects, with_bars=False)
         console.print(table)

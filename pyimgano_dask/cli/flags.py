@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from pyimgano_dask.cli.width import output_columns
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.catalog import Knob
 from pyimgano_dask.settings.commands import Command, knobs_of
@@ -31,9 +33,15 @@ _NEGATIVE = re.compile(r"-\.?\d")
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in a line, with the flag that may have been meant."""
 
-    def __init__(self, prog: str, description: str, epilog: str) -> None:
+    def __init__(self, prog: str, ways: Sequence[str], description: str, epilog: str) -> None:
+        """`ways` are the forms that a line of the command can take, after its name."""
         super().__init__(
-            prog=prog, description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False
+            prog=prog,
+            usage=f"\n{len('usage: ') * ' '}".join(f"{prog} {way}" for way in ways),
+            description=description,
+            epilog=epilog,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -47,10 +55,16 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Room for long flags."""
+    """Room for long flags, as wide as the terminal, and no line that ends within a flag."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=110)
+        super().__init__(prog, max_help_position=30, width=output_columns(without_terminal=80))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def add_knobs(parser: argparse.ArgumentParser, command: Command, taken: Iterable[str] = ()) -> None:

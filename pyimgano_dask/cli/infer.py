@@ -18,6 +18,12 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
     """The parser; `config_flags` are the spellings of the flag that names a config file."""
     parser = Parser(
         prog=prog,
+        ways=(
+            "--model NAME [--train-dir DIR] --input PATH ... [flags]",
+            f"{config_flags[0]} FILE [--input PATH ...] [flags]",
+            "--list-models [--tags TAG[,TAG]] [--json]",
+            "--model-info NAME [--json]",
+        ),
         description="Score images, extract their defects and write records, masks, maps and overlays: "
         "the same bytes on any scheduler.",
         epilog=EXIT_CODES,
@@ -71,7 +77,7 @@ def _work(arguments: dict[str, Any], prog: str) -> int:
     from pyimgano_dask.dataflow.run import run
 
     print_warnings(prog, detector_advice(resolved))
-    return inspected(lambda progress: run(resolved, sys.stdout.buffer, progress), resolved.settings)
+    return inspected(lambda progress: run(resolved, sys.stdout.buffer, progress), resolved.settings, prog)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
     """The parser; `config_flags` are the spellings of the flag that names a config file."""
     parser = Parser(
         prog=prog,
+        ways=(
+            f"--from-run DIR [{config_flags[0]} FILE] [flags]",
+            "--maps PATH ... [--input PATH ...] [flags]",
+        ),
         description="Extract the defects of stored anomaly maps: new thresholds and controls without inference. "
         "With nothing changed, the same defects and masks as the run that stored the maps.",
         epilog=EXIT_CODES,
@@ -54,7 +58,8 @@ def _work(arguments: dict[str, Any], prog: str) -> int:
 
     from pyimgano_dask.dataflow.rescore import rescore
 
-    return inspected(lambda progress: rescore(rescoring, sys.stdout.buffer, progress), rescoring.resolved.settings)
+    settings = rescoring.resolved.settings
+    return inspected(lambda progress: rescore(rescoring, sys.stdout.buffer, progress), settings, prog)
 
 
 if __name__ == "__main__":

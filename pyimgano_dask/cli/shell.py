@@ -97,18 +97,17 @@ def config_of(arguments: Mapping[str, Any], prog: str, *, with_checkpoint: bool 
     return None
 
 
-def inspected(start: Callable[[Any], RunSummary], settings: InferSettings) -> int:
+def inspected(start: Callable[[Any], RunSummary], settings: InferSettings, prog: str) -> int:
     """Call `start` with a progress bar, print the summary and where asked the profile; returns the exit code."""
-    from rich.console import Console
-
     from pyimgano_dask.cli.console import print_summary
     from pyimgano_dask.cli.profile import print_profile
+    from pyimgano_dask.cli.width import error_console
 
-    console = Console(stderr=True)
+    console = error_console()
     progress = settings.dataflow.progress
     with _bar(console, console.is_terminal if progress is None else progress) as bar:
         summary = start(bar)
-    print_summary(summary, console)
+    print_summary(summary, console, prog)
     if settings.output.profile:
         print_profile(summary, console)
     return summary.exit_code

@@ -72,17 +72,17 @@ def fit(settings: InferSettings, images: NamedImages, base_dir: str) -> Fitted:
     unless the detector settles one while it is fitted.
     Raises ConfigError for settings that cannot work and where no image can be used.
     """
-    made, told = make_detector(Resolved(settings), base_dir)
-    detector = tiled(made, settings.adaptation.tiling)
+    made = make_detector(Resolved(settings), base_dir)
+    detector = tiled(made.detector, settings.adaptation.tiling)
     reader = _reader(settings, detector, images, base_dir)
     training = TrainingImages(images, reader, settings.dataflow.chunk_size, called="X")
-    with _scheduler_for(images, settings, base_dir) as scheduler:
+    with _scheduler_for(images, settings, base_dir, detector) as scheduler:
         if not detector.is_fitted:
             detector = fit_detector(scheduler, detector, training)
         calibration = calibrate(
             scheduler, detector, training, pixel_quantile=None, roi_xyxy_norm=None, amp=settings.dataflow.amp
         )
-        warnings = (*told, *scheduler.warnings, *calibration.warnings)
+        warnings = (*made.warnings, *scheduler.warnings, *calibration.warnings)
     chosen = settings.model.contamination
     asked = None if chosen in (None, detector.contamination) else usual_quantile(chosen)
     threshold, _ = score_threshold(detector, asked, calibration.scores)
@@ -110,7 +110,7 @@ def score(
     def lose(chunk: Chunk[Any], loss: Loss) -> None:
         raise RunError(f"X: images {chunk.start} to {chunk.start + len(chunk.inputs) - 1} are lost: {loss.message}")
 
-    with _scheduler_for(images, settings, base_dir) as scheduler:
+    with _scheduler_for(images, settings, base_dir, detector) as scheduler:
         chunks = chunked(images, settings.dataflow.chunk_size)
         scheduler.run(_score_chunk, chunks, _Common(source, with_maps), take, lose)
     failed.sort(key=lambda item: item.index)
@@ -161,10 +161,12 @@ def _reader(settings: InferSettings, detector: Detector[Any], images: NamedImage
 
 
 @contextmanager
-def _scheduler_for(images: NamedImages, settings: InferSettings, base_dir: str) -> Iterator[Scheduler]:
+def _scheduler_for(
+    images: NamedImages, settings: InferSettings, base_dir: str, detector: Detector[Any]
+) -> Iterator[Scheduler]:
     """The scheduler of the settings; for arrays threads of this process, which share them with it."""
     flow = settings.dataflow
     if images.arrays is not None and flow.scheduler not in IN_THIS_PROCESS:
         flow = flow.model_copy(update={"scheduler": "threads"})
-    with open_scheduler(flow, images.count(), base_dir) as scheduler:
+    with open_scheduler(flow, images.count(), base_dir, detector.libraries) as scheduler:
         yield scheduler

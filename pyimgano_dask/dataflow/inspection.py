@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pyimgano_dask.dataflow.chunk import Job, Receipt, give_up_chunk, process_chunk, read_receipt
 from pyimgano_dask.dataflow.merge import OrderedMerge
@@ -18,6 +18,7 @@ from pyimgano_dask.dataflow.outputs import (
 )
 from pyimgano_dask.dataflow.plan import Chunk, chunked
 from pyimgano_dask.dataflow.profile import Profile
+from pyimgano_dask.dataflow.progress import Progress
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run_folder import RunFolder
 from pyimgano_dask.dataflow.scheduler import Loss, Scheduler
@@ -41,26 +42,6 @@ from pyimgano_dask.urls import join
 from pyimgano_dask.version import __version__
 
 Done = TypeVar("Done")
-
-
-class Progress(Protocol):
-    """Where a run tells how far it is."""
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        """A new phase begins, of `total` inputs where that is known."""
-
-    def advance(self, inputs: int) -> None:
-        """So many more inputs are done."""
-
-
-class SilentProgress:
-    """Tells nobody."""
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        """Ignored."""
-
-    def advance(self, inputs: int) -> None:
-        """Ignored."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyimgano_dask.dataflow.detector_advice import chosen_arguments, chosen_type
@@ -11,48 +12,77 @@ from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, is_checkpoint
 from pyimgano_dask.detectors.devices import DEVICES, is_here
 from pyimgano_dask.detectors.extras import EXTRAS, require
-from pyimgano_dask.detectors.model_files import ModelFiles
+from pyimgano_dask.detectors.model_files import ModelFiles, ReadFile
 from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.model import ModelSettings
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import LOCAL_SCHEDULERS
 
 
-def make_detector(resolved: Resolved, base_dir: str) -> tuple[Detector[Any], tuple[str, ...]]:
-    """The detector, fitted where a saved state is named, and what the user should know of it; raises ConfigError."""
+@dataclass(frozen=True)
+class Made:
+    """A detector, fitted where a saved state is named, and what the user should know of it.
+
+    `files` are those it was made of, by path. `saved_arguments` are the arguments that came with a saved state.
+    """
+
+    detector: Detector[Any]
+    warnings: tuple[str, ...]
+    files: Mapping[str, ReadFile]
+    saved_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_detector(resolved: Resolved, base_dir: str) -> Made:
+    """The detector that the settings name; raises ConfigError."""
     settings = resolved.settings
-    model = settings.model
     detector_type = chosen_type(resolved)
     if detector_type.extra is not None:
         require(detector_type.extra, detector_type.name)
-    preset = {} if model.preset is None else detector_type.preset_arguments(model.preset)
-    kwargs = {**preset, **model.model_kwargs, **chosen_arguments(model, detector_type)}
+    kwargs = given_arguments(settings.model, detector_type)
     _check_device(kwargs.get("device"), detector_type, settings.dataflow.scheduler)
-    files = ModelFiles(base_dir, model.trust_model_file)
-    checkpoint_files = replace(files, trusted_sha256=settings.checkpoint.sha256)
-    if model.checkpoint_path is None:
+    files = ModelFiles(base_dir, settings.model.trust_model_file)
+    path = settings.model.checkpoint_path
+    if path is None:
         opened = detector_type.create(**kwargs).opened(files)
-        return opened, opened.advice()
-    data = files.read(model.checkpoint_path, "--checkpoint-path")
+        made = Made(opened, opened.advice(), files.seen)
+    else:
+        made = _restored(resolved, detector_type, kwargs, path, files)
+    for named, argument in made.detector.files_named.items():
+        files.note(named, argument)
+    return made
+
+
+def given_arguments(model: ModelSettings, detector_type: type[Detector[Any]]) -> dict[str, Any]:
+    """The arguments that these settings name for a detector: those of a preset, `model_kwargs`, then their own."""
+    preset = {} if model.preset is None else detector_type.preset_arguments(model.preset)
+    return {**preset, **model.model_kwargs, **chosen_arguments(model, detector_type)}
+
+
+def _restored(
+    resolved: Resolved, detector_type: type[Detector[Any]], kwargs: Mapping[str, Any], path: str, files: ModelFiles
+) -> Made:
+    """The detector around the saved state or the model file at `path`."""
+    data = files.read(path, "--checkpoint-path")
+    checkpoint_files = replace(files, trusted_sha256=resolved.settings.checkpoint.sha256)
     if detector_type.model_file is not None and not is_checkpoint(data):
-        return detector_type.create(**kwargs).with_model_file(model.checkpoint_path, checkpoint_files), ()
+        return Made(detector_type.create(**kwargs).with_model_file(path, checkpoint_files), (), files.seen)
     if detector_type.foreign_checkpoint is not None and not is_checkpoint(data):
-        warning = _unread_checkpoint(resolved, model.checkpoint_path, detector_type)
-        return detector_type.create(**kwargs).opened(files), (warning,)
-    detector = decode_detector(data, model.checkpoint_path)
+        warning = _unread_checkpoint(resolved, path, detector_type)
+        return Made(detector_type.create(**kwargs).opened(files), (warning,), files.seen)
+    detector = decode_detector(data, path)
     if detector.name != detector_type.name:
-        raise ConfigError(
-            f"--checkpoint-path: {model.checkpoint_path!r} holds a {detector.name}, but --model is {detector_type.name}"
-        )
+        raise ConfigError(f"--checkpoint-path: {path!r} holds a {detector.name}, but --model is {detector_type.name}")
     arguments = {**detector.arguments.model_dump(), **kwargs}
     changed = detector_type.create(**arguments)
     if detector.runs_code or changed.runs_code:
         what = "a detector around a model with code"
         trusted = checkpoint_files if changed.carries_code else files
-        trusted.check_trust(data, model.checkpoint_path, "--checkpoint-path", what)
-    _check_changes(detector, changed, model.checkpoint_path)
+        trusted.check_trust(data, path, "--checkpoint-path", what)
+    _check_changes(detector, changed, path)
     fitted = changed.with_state(detector.state())
     with flag_named("--checkpoint-path"):
-        return fitted, (*fitted.advice(), *fitted.check())
+        warnings = (*fitted.advice(), *fitted.check())
+    return Made(fitted, warnings, files.seen, detector.arguments.model_dump())
 
 
 def _check_changes(saved: Detector[Any], changed: Detector[Any], path: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pyimgano_dask.dataflow.artifacts import is_zarr
 from pyimgano_dask.dataflow.faults import flag_named
-from pyimgano_dask.dataflow.making import make_detector
+from pyimgano_dask.dataflow.making import Made, make_detector
 from pyimgano_dask.dataflow.profile import Profile
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.detectors.base import Detector
@@ -39,7 +39,12 @@ class Preflight:
     references: References | None
     pixel_threshold_source: PixelThresholdSource | None
     base_dir: str
-    warnings: tuple[str, ...] = ()
+    made: Made
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of the detector."""
+        return self.made.warnings
 
     @property
     def lists(self) -> dict[str, tuple[int, str]]:
@@ -84,8 +89,8 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
         training = listed((settings.training.train_dir,), base_dir, "--train-dir")
         sources.append(InputFolder("--train-dir", settings.training.train_dir))
     with profile.stage("load_model"):
-        made, warnings = make_detector(resolved, base_dir)
-        detector = tiled(made, settings.adaptation.tiling)
+        made = make_detector(resolved, base_dir)
+        detector = tiled(made.detector, settings.adaptation.tiling)
     _check_maps(settings, detector)
     references = references_for(settings, detector, base_dir)
     if settings.model.reference_dir is not None:
@@ -97,14 +102,14 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
         for flag, path in (
             *(("--input", spec[1:]) for spec in settings.inputs.input if spec.startswith("@")),
             ("--infer-config", resolved.config_path),
-            ("--checkpoint-path", settings.model.checkpoint_path),
         )
         if path is not None
     ]
+    sources += [InputFolder(file.named_by, path) for path, file in made.files.items()]
     source = _pixel_threshold_source(resolved) if settings.defects.enabled else None
     check_outputs(settings, base_dir, sources)
     _check_no_input_is_overwritten(settings, base_dir, inputs)
-    return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir, warnings)
+    return Preflight(inputs, inputs.count(), training, detector, references, source, base_dir, made)
 
 
 def _check_no_input_is_overwritten(settings: InferSettings, base_dir: str, inputs: InputList) -> None:

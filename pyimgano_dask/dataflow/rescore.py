@@ -16,9 +16,7 @@ from pydantic import ValidationError
 from pyimgano_dask.dataflow.artifacts import is_zarr
 from pyimgano_dask.dataflow.inspection import (
     Inspection,
-    Progress,
     RunSummary,
-    SilentProgress,
     Thresholds,
     inspect,
     say_finished,
@@ -28,6 +26,7 @@ from pyimgano_dask.dataflow.inspection import (
 from pyimgano_dask.dataflow.plan import make_plan
 from pyimgano_dask.dataflow.preflight import InputFolder, check_outputs, listed, output_files, real_path
 from pyimgano_dask.dataflow.profile import finish
+from pyimgano_dask.dataflow.progress import Progress, SilentProgress
 from pyimgano_dask.dataflow.run_folder import PARTS, find_run_folder, hold_run_folder
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.shards import part_index

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
+from pyimgano_dask.dataflow.calibration_advice import calibrated_otherwise, mixes_precision
 from pyimgano_dask.dataflow.inspection import (
     Inspection,
-    Progress,
     RunSummary,
-    SilentProgress,
     Thresholds,
     inspect,
     say_finished,
@@ -25,26 +24,29 @@ from pyimgano_dask.dataflow.inspection import (
 from pyimgano_dask.dataflow.plan import make_plan
 from pyimgano_dask.dataflow.preflight import Preflight, check
 from pyimgano_dask.dataflow.profile import Profile, finish
+from pyimgano_dask.dataflow.progress import Progress, SilentProgress
 from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_folder, hold_run_folder
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
 from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile, score_threshold
 from pyimgano_dask.dataflow.versions import package_versions
+from pyimgano_dask.detectors.amp import device_of
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
+from pyimgano_dask.detectors.devices import device_here
+from pyimgano_dask.detectors.model_files import ReadFile
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.commands import INFER
 from pyimgano_dask.settings.resolve import Resolved
-from pyimgano_dask.settings.run import InferSettings
+from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings
 from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
 from pyimgano_dask.settings.tiling import TilingSettings
 from pyimgano_dask.storage.files import write_atomic
-from pyimgano_dask.thresholds import (
-    calibrated_pixel_provenance,
-    fixed_pixel_provenance,
-)
+from pyimgano_dask.thresholds import calibrated_pixel_provenance, fixed_pixel_provenance, with_origin
 from pyimgano_dask.urls import join
+
+OF_EACH_WORKER = "that of each worker"
 
 
 def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) -> RunSummary:
@@ -58,7 +60,11 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
     preflight = check(resolved, base_dir, profile)
     settings = resolved.settings
     plan = make_plan(
-        settings, preflight.lists, base_dir, package_versions(), _of_the_library(preflight.detector, settings)
+        settings,
+        preflight.lists,
+        base_dir,
+        package_versions(preflight.detector.libraries),
+        {**_contents(preflight.made.files), **_of_the_library(preflight.detector, settings)},
     )
     summary = RunSummary(settings, preflight.detector.name, profile=profile)
     progress = progress or SilentProgress()
@@ -71,7 +77,8 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             finish(summary, started, INFER.name)
             return summary
         flow = settings.dataflow
-        scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs, base_dir))
+        libraries = preflight.detector.libraries
+        scheduler = stack.enter_context(open_scheduler(flow, preflight.n_inputs, base_dir, libraries))
         profile.n_workers = scheduler.n_workers
         detector, thresholds, warnings = _trained(preflight, settings, scheduler, folder, progress, profile)
         summary.warnings = (
@@ -80,7 +87,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             *warnings,
             *_unsuited_to_tiles(detector, settings),
             *_without_colours(detector, settings),
-            *_calibrated_otherwise(resolved, preflight),
+            *calibrated_otherwise(resolved, preflight),
         )
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
         stack.enter_context(folder.begun())
@@ -107,8 +114,25 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
 
 
 def _of_the_library(detector: Detector[Any], settings: InferSettings) -> Mapping[str, Any]:
-    """What the rounding of a detector's library depends on besides its version: networks split sums by threads."""
-    return {} if detector.extra is None else {"dataflow": {"threads_per_task": settings.dataflow.threads_per_task}}
+    """What the rounding of a detector's library depends on besides its version.
+
+    Networks split sums by threads, and add them up in another order on another device. Without --device the workers of
+    a cluster take what each of them has, and nobody knows before they work: then that is the fact.
+    """
+    if detector.extra is None:
+        return {}
+    facts: dict[str, Any] = {"dataflow": {"threads_per_task": settings.dataflow.threads_per_task}}
+    if hasattr(detector.arguments, "device"):
+        device = device_of(detector)
+        if settings.dataflow.scheduler in LOCAL_SCHEDULERS:
+            device = device_here(device, detector.extra)
+        facts["model"] = {"device": device or OF_EACH_WORKER}
+    return facts
+
+
+def _contents(files: Mapping[str, ReadFile]) -> Mapping[str, str]:
+    """The facts that files of weights and models hold what they did."""
+    return {f"{file.named_by}, content of {path!r} (sha256)": file.sha256 for path, file in files.items()}
 
 
 def _trained(
@@ -123,7 +147,7 @@ def _trained(
     kept = folder.training
     if kept is None:
         return _train(preflight, settings, scheduler, progress, profile)
-    detector, told = _kept_detector(preflight, folder, kept)
+    detector, told = _kept_detector(preflight, folder)
     return detector, _thresholds_of(kept), (*kept.warnings, *told)
 
 
@@ -161,7 +185,7 @@ def _train(
         if not detector.is_fitted:
             progress.phase("fitting")
             with profile.stage("fit"):
-                detector = fit_detector(scheduler, detector, images)
+                detector = fit_detector(scheduler, detector, images, progress)
         progress.phase("calibrating")
         wants_pixels = preflight.pixel_threshold_source == "train_dir"
         with profile.stage("calibrate"):
@@ -196,19 +220,6 @@ def _train(
     return detector, thresholds, warnings
 
 
-def _calibrated_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
-    """What to know of thresholds from a config whose tiles or correction are not those of the flags."""
-    has_threshold = resolved.settings.threshold is not None or preflight.pixel_threshold_source == "infer_config"
-    if preflight.training is not None or not has_threshold:
-        return
-    for flags, block in (("tile flags", ("adaptation", "tiling")), ("illumination flags", ("preprocessing",))):
-        if any(path[: len(block)] == block for path in resolved.explicit):
-            yield (
-                f"{flags} change scores and maps, and the thresholds of the config were calibrated with other ones; "
-                "give --train-dir to calibrate anew"
-            )
-
-
 def _without_colours(detector: Detector[Any], settings: InferSettings) -> Iterator[str]:
     white_balance = settings.preprocessing.illumination_contrast.white_balance
     if detector.color == "gray" and white_balance != "none":
@@ -230,20 +241,19 @@ def _with_pixel(thresholds: Thresholds, value: float, provenance: Mapping[str, A
     return Thresholds(thresholds.score, thresholds.score_provenance, value, provenance)
 
 
-def _kept_detector(preflight: Preflight, folder: RunFolder, kept: Training) -> tuple[Detector[Any], tuple[str, ...]]:
+def _kept_detector(preflight: Preflight, folder: RunFolder) -> tuple[Detector[Any], tuple[str, ...]]:
     """The detector that an earlier session of this run worked with, and what to know of it.
 
     Raises ConfigError when it is not there any more.
     """
     detector = preflight.detector
-    if detector.is_fitted and _sha256(encode_detector(detector)) == kept.detector_sha256:
+    if detector.is_fitted:  # of a file whose content is part of the plan
         return detector, ()
     data = folder.read_detector()
-    if detector.is_fitted or data is None:
-        where = "--checkpoint-path" if detector.is_fitted else DETECTOR_NAME
+    if data is None:
         raise ConfigError(
-            f"--resume: {where} is not the detector that the run in {folder.run_dir!r} began with; bring it back, or "
-            "start anew with --no-resume"
+            f"--resume: {DETECTOR_NAME} is not the detector that the run in {folder.run_dir!r} began with; bring it "
+            "back, or start anew with --no-resume"
         )
     loaded = detector.with_state(decode_detector(data, DETECTOR_NAME).state())
     return loaded, loaded.check()
@@ -275,7 +285,10 @@ def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any],
         "adaptation": {"save_maps": settings.wants_maps, **_tiling(settings.adaptation.tiling)},
         "preprocessing": {"illumination_contrast": correction.model_dump(mode="json") if correction.is_on else None},
         **stored_settings(settings, thresholds),
+        "pixel_threshold_provenance": with_origin(thresholds.pixel_provenance, settings.pixel_threshold_provenance),
     }
+    if settings.dataflow.amp and mixes_precision(settings, detector):
+        config["dataflow"] = {"amp": True}
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(join(run_dir, CONFIG_NAME), text.encode())
 

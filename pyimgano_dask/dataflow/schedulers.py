@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 
 from dask.system import CPU_COUNT
@@ -20,12 +20,15 @@ MANY_CORES = 4
 
 
 @contextmanager
-def open_scheduler(flow: DataflowSettings, n_inputs: int, base_dir: str) -> Iterator[Scheduler]:
+def open_scheduler(
+    flow: DataflowSettings, n_inputs: int, base_dir: str, libraries: Collection[str] = ()
+) -> Iterator[Scheduler]:
     """The scheduler that the settings name, ready for work and shut down at the end of the block.
 
     `auto` decides by the number of inputs and cores. Where nothing is said there are as many workers as the cores can
     feed with the native threads of a task. On a cluster Dask's performance report of the block goes to the file that
-    the settings name, below `base_dir`. Raises ConfigError when a cluster cannot be reached, runs another version of
+    the settings name, below `base_dir`, and the versions of the packages that bytes depend on are compared,
+    `libraries` of the detector among them. Raises ConfigError when a cluster cannot be reached, runs another version of
     this package or lacks the workers it needs, RunError when it has none.
     """
     name, count = flow.scheduler, flow.workers or max(1, CPU_COUNT // flow.threads_per_task)
@@ -37,7 +40,7 @@ def open_scheduler(flow: DataflowSettings, n_inputs: int, base_dir: str) -> Iter
     from pyimgano_dask.dataflow.cluster_scheduler import ClusterScheduler
 
     with connect(name, count, tls=flow.tls, allowed_failures=flow.retries) as client:
-        warnings = check_versions(client)
+        warnings = check_versions(client, libraries)
         scheduler = ClusterScheduler(client, flow.retries, flow.threads_per_task, flow.gpu_resource)
         scheduler.warnings = warnings
         report = flow.performance_report

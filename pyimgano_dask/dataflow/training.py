@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_as_before
 from pyimgano_dask.dataflow.plan import Chunk, chunked
+from pyimgano_dask.dataflow.progress import Progress, SilentProgress
 from pyimgano_dask.dataflow.reading import Failed, Loaded, Reader
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.sources import Answer, infer
 from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State
+from pyimgano_dask.detectors.epochs import epochs_told_to
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.defects import RoiXyxyNorm
 from pyimgano_dask.thresholds import (
@@ -83,7 +85,9 @@ class _FitPartial:
     n_faults: int
 
 
-def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: TrainingImages) -> Detector[Any]:
+def fit_detector(
+    scheduler: Scheduler, detector: Detector[Any], images: TrainingImages, progress: Progress | None = None
+) -> Detector[Any]:
     """A fitted copy of `detector`; images that cannot be read are left out.
 
     The last step, in which networks are trained, is done in this process with the native threads of one task, so that
@@ -99,9 +103,18 @@ def fit_detector(scheduler: Scheduler, detector: Detector[Any], images: Training
     )
     if merged.state is None:
         raise images.none_is_usable(merged.faults)
-    with native_threads_as_before():
+    progress = progress or SilentProgress()
+    if detector.trains_network:
+        progress.phase("training")
+    with native_threads_as_before(), epochs_told_to(partial(_tell_epoch, progress)):
         limit_native_threads(scheduler.threads_per_task)
         return detector.finalize(merged.state)
+
+
+def _tell_epoch(progress: Progress, n_done: int, n_epochs: int) -> None:
+    if n_done == 1:
+        progress.phase("training", n_epochs)
+    progress.advance(1)
 
 
 def _take(inputs: ImageNames, chosen: Sequence[int]) -> Iterator[str]:
@@ -120,10 +133,26 @@ def _accumulate_chunk(chunk: Chunk[str], common: tuple[Detector[Any], Reader]) -
     failed: list[Failed] = []
     for loaded, unread in reader.groups(chunk.rows()):
         failed += unread
-        if loaded:
-            states.append(detector.accumulate([item.image for item in loaded]))
+        summarised, unusable = _summaries(detector, loaded)
+        states += summarised
+        failed += unusable
         del loaded
     return _FitPartial(detector.merge(states) if states else None, *_faults(failed))
+
+
+def _summaries(detector: Detector[Any], loaded: Sequence[Loaded]) -> tuple[list[State], list[Failed]]:
+    """The summary of a group without the images that the detector cannot take, and these with the reason."""
+    if not loaded:
+        return [], []
+    try:
+        return [detector.accumulate([item.image for item in loaded])], []
+    except InputError as error:
+        if len(loaded) == 1:
+            return [], [Failed(loaded[0].index, loaded[0].path, error)]
+    failed = [fault for item in loaded for fault in _summaries(detector, [item])[1]]
+    culprits = {fault.index for fault in failed}
+    states, others = _summaries(detector, [item for item in loaded if item.index not in culprits])
+    return states, failed + others
 
 
 def _merge_fits(partials: Sequence[_FitPartial], merge: Callable[[Sequence[State]], State]) -> _FitPartial:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -29,27 +29,31 @@ FOR_BYTES: Mapping[str, Sequence[str]] = {
     "zarr": ["zarr"],
     "numcodecs": ["numcodecs"],
 }
-# Of detectors that not every cluster has.
-OPTIONAL_FOR_BYTES: Mapping[str, Sequence[str]] = {
-    "torch": ["torch"],
+# Of some detectors only; a library that is not named here is the distribution of its name.
+OF_DETECTORS: Mapping[str, Sequence[str]] = {
     "onnxruntime": ["onnxruntime", "onnxruntime-gpu"],
-    "pyimgano": ["pyimgano"],
-    "scikit-learn": ["scikit-learn"],
-    "scipy": ["scipy"],
+    **{name: [name] for name in ("pyimgano", "scikit-image", "scikit-learn", "scipy", "timm", "torch", "torchvision")},
 }
 FOR_MESSAGES: Mapping[str, Sequence[str]] = {
     name: [name] for name in ("python", "dask", "distributed", "msgpack", "cloudpickle", "pydantic")
 }
-PACKAGES = {**FOR_BYTES, **OPTIONAL_FOR_BYTES, **FOR_MESSAGES}
+PACKAGES = {**FOR_BYTES, **OF_DETECTORS, **FOR_MESSAGES}
 
 _OWN_VERSION = "pyimgano_dask.version:__version__"
 
 
-def package_versions() -> dict[str, str]:
-    """Version here of each package that bytes depend on: with other ones the same run may write other bytes."""
-    packages = {**FOR_BYTES, **OPTIONAL_FOR_BYTES}
+def package_versions(libraries: Collection[str] = ()) -> dict[str, str]:
+    """Version here of each package that bytes depend on: with other ones the same run may write other bytes.
+
+    `libraries` are those of the run's detector (`Detector.libraries`). What is not installed is left out.
+    """
+    packages = {**FOR_BYTES, **_of_detectors(libraries)}
     installed = {name: installed_version(distributions) for name, distributions in packages.items()}
     return {"pyimgano-dask": __version__, **{name: version for name, version in installed.items() if version}}
+
+
+def _of_detectors(libraries: Collection[str]) -> dict[str, Sequence[str]]:
+    return {name: OF_DETECTORS.get(name, [name]) for name in sorted(libraries) if name not in FOR_BYTES}
 
 
 def installed_version(distributions: Sequence[str]) -> str | None:
@@ -60,16 +64,20 @@ def installed_version(distributions: Sequence[str]) -> str | None:
     return None
 
 
-def check_versions(client: Client, timeout_s: float = ANSWER_TIMEOUT_S) -> tuple[str, ...]:
+def check_versions(
+    client: Client, libraries: Collection[str] = (), timeout_s: float = ANSWER_TIMEOUT_S
+) -> tuple[str, ...]:
     """Compare the versions of this process with those of the scheduler and of the workers that are there now.
 
-    One exchange with the cluster, however many workers it has. Returns a sentence for each package that bytes or
-    messages depend on and that differs somewhere, none when all agree; and when a worker does not answer within
-    `timeout_s` seconds, one that says so. Raises ConfigError when pyimgano_dask itself is
-    another version somewhere or cannot be imported there, RunError when the cluster is lost meanwhile.
+    `libraries` are those of the run's detector (`Detector.libraries`). One exchange with the cluster, however many
+    workers it has. Returns a sentence for each package that bytes or messages depend on and that differs somewhere,
+    none when all agree; and when a worker does not answer within `timeout_s` seconds, one that says so. Raises
+    ConfigError when pyimgano_dask itself is another version somewhere or cannot be imported there, RunError when the
+    cluster is lost meanwhile.
     """
+    for_bytes = {**FOR_BYTES, **_of_detectors(libraries)}
     try:
-        answers = client.sync(_ask, client, timeout_s)
+        answers = client.sync(_ask, client, {**for_bytes, **FOR_MESSAGES}, timeout_s)
     except TimeoutError:
         return (
             f"not every worker answered within {timeout_s:g} s: the versions of the cluster are not compared "
@@ -87,19 +95,20 @@ def check_versions(client: Client, timeout_s: float = ANSWER_TIMEOUT_S) -> tuple
     workers = {address: answer["packages"] for address, answer in packages["workers"].items()}
     scheduler = {SCHEDULER: packages["scheduler"]["packages"]}
     return (
-        *_differences(FOR_BYTES, here, workers, "their bytes may differ"),
-        *_differences(OPTIONAL_FOR_BYTES, here, workers, "their bytes may differ", is_optional=True),
+        *_differences(for_bytes, here, workers, "their bytes may differ"),
         *_differences(FOR_MESSAGES, here, {**scheduler, **workers}, "they may misunderstand each other"),
     )
 
 
-async def _ask(client: Any, timeout_s: float) -> tuple[Mapping[str, Any], Mapping[str, Any], Any]:
-    """Versions of packages, as `Client.get_versions` gives them, and the version of pyimgano_dask that each worker and
-    the scheduler import, or the error.
+async def _ask(
+    client: Any, packages: Mapping[str, Sequence[str]], timeout_s: float
+) -> tuple[Mapping[str, Any], Mapping[str, Any], Any]:
+    """Versions of `packages`, as `Client.get_versions` gives them, and the version of pyimgano_dask that each worker
+    and the scheduler import, or the error.
 
     The question names a function of the standard library, so that it is understood where this package is not.
     """
-    distributions = sorted({name for names in PACKAGES.values() for name in names})
+    distributions = sorted({name for names in packages.values() for name in names})
     answers: Any = await asyncio.wait_for(
         asyncio.gather(
             client.get_versions(packages=distributions),
@@ -109,11 +118,11 @@ async def _ask(client: Any, timeout_s: float) -> tuple[Mapping[str, Any], Mappin
         ),
         timeout_s,
     )
-    packages, own, own_of_scheduler = answers
-    for answer in (packages, own):
+    found, own, own_of_scheduler = answers
+    for answer in (found, own):
         if isinstance(answer, BaseException):
             raise answer
-    return packages, own, own_of_scheduler
+    return found, own, own_of_scheduler
 
 
 def _foreign(own: Mapping[str, Any]) -> Iterator[str]:
@@ -134,17 +143,11 @@ def _differences(
     here: Mapping[str, str | None],
     there: Mapping[str, Mapping[str, str | None]],
     consequence: str,
-    *,
-    is_optional: bool = False,
 ) -> Iterator[str]:
     for name, distributions in names.items():
         ours = _version(name, distributions, here)
         theirs = {place: _version(name, distributions, versions) for place, versions in there.items()}
-        others = {
-            place: version or "not installed"
-            for place, version in theirs.items()
-            if version != ours and not (is_optional and version is None)
-        }
+        others = {place: version or "not installed" for place, version in theirs.items() if version != ours}
         if ours is not None and others:
             told = ", ".join(f"{version} on {_named(places)}" for version, places in _by_value(others).items())
             yield f"{name} is {ours} here and {told}: {consequence}; install with the same constraints.txt everywhere"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pyimgano_dask.detectors.extras import load
+from pyimgano_dask.detectors.extras import EXTRAS, load
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import Block
 
@@ -113,6 +113,19 @@ class Detector(ABC, Generic[Arguments]):
     @classmethod
     def preset_arguments(cls, preset: str) -> Mapping[str, Any]:
         """The arguments that the named preset of a config stands for; raises ConfigError where there is no such."""
+        return {}
+
+    @property
+    def libraries(self) -> frozenset[str]:
+        """Distributions that its answers depend on beyond numpy and OpenCV; those that are not installed do not count.
+
+        Their versions are facts of a run, and are compared with those of a cluster.
+        """
+        return frozenset() if self.extra is None else frozenset({EXTRAS[self.extra]})
+
+    @property
+    def files_named(self) -> Mapping[str, str]:
+        """Paths that its library may read by itself whenever it needs them, each with the argument that names it."""
         return {}
 
     def advice(self) -> tuple[str, ...]:

@@ -16,6 +16,11 @@ def device_knob() -> Any:
     return knob(None, "cpu, cuda or cuda:N (default: cuda where there is one, else cpu).", pattern=DEVICES.pattern)
 
 
+def device_here(device: str | None, extra: str) -> str:
+    """The device that a detector of this extra computes on in this process when it is given `device`."""
+    return device or ("cuda" if is_here("cuda", extra) else "cpu")
+
+
 def is_here(device: str, extra: str) -> bool:
     """Whether the library of an extra (`torch`, `onnx`; `pyimgano` has torch's) finds this device in this process."""
     if device == "cpu":

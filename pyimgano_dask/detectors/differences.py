@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Color, Detector
+from pyimgano_dask.detectors.shared_knobs import contamination_knob
 from pyimgano_dask.settings.knob import Block, knob
 
 
@@ -27,7 +28,7 @@ class MapScoring(Protocol):
 class DifferenceArguments(Block):
     """Arguments of every detector whose map is a difference of images."""
 
-    contamination: float = knob(0.01, "Expected share of anomalies among the normal images.", gt=0, le=0.5)
+    contamination: float = contamination_knob()
     color: Color = knob("gray", "Compare grey values, or the three channels of RGB.")
     channel_reduce: Literal["max", "mean", "l2"] = knob(
         "max", "How the three channels become one value: max, mean, or root mean square (l2)."

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyimgano_dask.errors import ConfigError
 
-# The module that an extra is there for.
+# The module that an extra is there for, whose distribution has the same name.
 EXTRAS: Mapping[str, str] = {"torch": "torch", "onnx": "onnxruntime", "pyimgano": "pyimgano", "sklearn": "sklearn"}
 
 

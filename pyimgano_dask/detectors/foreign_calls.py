@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pyimgano_dask.detectors.base import Image
+from pyimgano_dask.detectors.foreign_prints import prints_discarded
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FAST_COMPRESSION = 1
@@ -60,10 +60,10 @@ def alone_and_repeatable(seed: int) -> Iterator[None]:
     """Run the block with no other such block beside it, its prints discarded, from known random numbers.
 
     The generators of `random`, of numpy and, where it is loaded, of torch start at `seed` and are put back afterwards,
-    so that what the block draws depends on nothing before it. `sys.stdout` carries records, so nothing may be printed.
+    so that what the block draws depends on nothing before it. Standard output carries records, so nothing of the block
+    may be printed there.
     """
-    sink = io.StringIO()
-    with _alone, _seeded(seed), redirect_stdout(sink), redirect_stderr(sink):
+    with _alone, _seeded(seed), prints_discarded():
         yield
 
 

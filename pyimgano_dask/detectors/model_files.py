@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.storage.files import read_file, resolve
 from pyimgano_dask.transfers import ONCE
+from pyimgano_dask.urls import is_url
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A file that a detector was made of: the flag or the argument that names it, and the SHA-256 of its content."""
+
+    named_by: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -15,19 +25,31 @@ class ModelFiles:
     """Where model files are read from and which of them may run code.
 
     Relative paths start at `base_dir`. A file whose format can carry code is read when `trusts_code`, or when its
-    SHA-256 is `trusted_sha256`.
+    SHA-256 is `trusted_sha256`. `seen` holds, by path, what has been read so far.
     """
 
     base_dir: str = "."
     trusts_code: bool = False
     trusted_sha256: str | None = None
+    seen: dict[str, ReadFile] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, path: str, named_by: str) -> bytes:
-        """The bytes of a file whose format carries data only; raises ConfigError naming `named_by`."""
+        """The bytes of a file whose format carries data only; raises ConfigError that begins with `named_by`.
+
+        That is the flag or the argument, with what else is to be said of it behind a colon.
+        """
         try:
-            return read_file(resolve(path, self.base_dir), pauses_s=ONCE)
+            data = read_file(resolve(path, self.base_dir), pauses_s=ONCE)
         except (OSError, ValueError, ImportError) as error:
             raise ConfigError(f"{named_by}: {path!r} cannot be read: {error}") from None
+        self.seen[path] = ReadFile(named_by.partition(":")[0], hashlib.sha256(data).hexdigest())
+        return data
+
+    def note(self, path: str, named_by: str) -> None:
+        """Take note of a file that a library will read by itself; what is no file here is its own affair."""
+        if not is_url(path) and os.path.isfile(resolve(path, self.base_dir)):
+            with open(resolve(path, self.base_dir), "rb") as file:
+                self.seen[path] = ReadFile(named_by, hashlib.file_digest(file, "sha256").hexdigest())
 
     def read_code(self, path: str, named_by: str, what: str) -> bytes:
         """The bytes of a file that can run code, if it is trusted. `what` names its format, with its article."""

@@ -34,6 +34,9 @@ from pyimgano_dask.errors import ConfigError, InputError
 # Parts of the names of arguments, at any depth, whose texts are files or repositories that may hold code.
 CODE_WORDS = ("checkpoint", "path", "repo", "url")
 
+# What the package computes with, as far as it is installed.
+PYIMGANO_USES = frozenset({"numba", "scikit-image", "scikit-learn", "scipy", "torch", "torchvision"})
+
 
 class PyimganoDetector(Detector[PyimganoArguments]):
     """Base of the types that `pyimgano_type` makes.
@@ -101,6 +104,14 @@ class PyimganoDetector(Detector[PyimganoArguments]):
     @property
     def runs_code(self) -> bool:
         return any(_code_arguments(self.arguments.model_dump()))
+
+    @property
+    def libraries(self) -> frozenset[str]:
+        return super().libraries | PYIMGANO_USES
+
+    @property
+    def files_named(self) -> Mapping[str, str]:
+        return {text: name for name, text in _texts(self.arguments.model_dump())}
 
     @property
     def own_score_threshold(self) -> float | None:
@@ -336,13 +347,18 @@ def _as_map(values: Any, name: str) -> NDArray[np.float32]:
     return np.ascontiguousarray(anomaly_map)
 
 
-def _code_arguments(values: Any) -> Iterator[str]:
+def _code_arguments(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Names, at any depth of the arguments, of texts that may name a file with code."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            if isinstance(value, str) and any(word in name for word in CODE_WORDS):
-                yield name
-            yield from _code_arguments(value)
+    return (name for name, _ in _texts(arguments) if any(word in name for word in CODE_WORDS))
+
+
+def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Each text among the arguments, at any depth, with the name it goes by."""
+    if isinstance(values, str):
+        yield name, values
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _texts(value, key)
     elif isinstance(values, list | tuple):
         for value in values:
-            yield from _code_arguments(value)
+            yield from _texts(value, name)

@@ -164,12 +164,19 @@ def _fields(parameters: Collection[inspect.Parameter]) -> Iterator[tuple[str, An
         default = None if is_required or not is_json(parameter.default) else parameter.default
         if default is None or parameter.name in ("device", "pretrained"):
             default = DEFAULTS.get(parameter.name, default)
-        kind = "" if parameter.annotation is parameter.empty else f": {inspect.formatannotation(parameter.annotation)}"
-        help = f"Of its constructor{kind}{', required' if is_required else ''}."
+        help = f"Of its constructor{_annotation(parameter)}{', required' if is_required else ''}."
         if parameter.name == "max_train_images":
             yield parameter.name, (int, knob(default, help, ge=1))
         else:
             yield parameter.name, (Any, knob(default, help))
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    """`: TYPE` where the constructor says one, as it is written there."""
+    kind = parameter.annotation
+    if kind is parameter.empty:
+        return ""
+    return f": {kind if isinstance(kind, str) else inspect.formatannotation(kind)}"
 
 
 def is_json(value: Any) -> bool:

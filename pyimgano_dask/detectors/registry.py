@@ -6,8 +6,9 @@ import importlib
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from pyimgano_dask.detectors.base import Detector
+from pyimgano_dask.detectors.base import Detector, TrainingFreeDetector
 from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.catalog import Knob
 
 # Modules that define detectors; each is imported when the registry is first read.
 DETECTOR_MODULES = (
@@ -85,14 +86,39 @@ def _pyimgano_registry() -> Any:
 
 
 def describe(detector_type: type[Detector[Any]]) -> dict[str, Any]:
-    """Name, summary, tags, source and arguments of a detector, as JSON-ready data."""
+    """Name, summary, tags, source, needs and arguments of a detector, as JSON-ready data."""
     return {
         "name": detector_type.name,
         "summary": detector_type.summary,
         "tags": list(detector_type.tags),
         "reference": detector_type.reference,
+        "needs": needs(detector_type),
+        "gives_maps": detector_type.gives_maps,
         "arguments": {
-            name: {"default": field.get_default(call_default_factory=True), "help": field.description}
-            for name, field in detector_type.arguments_type.model_fields.items()
+            name: _described(Knob((name,), field)) for name, field in detector_type.arguments_type.model_fields.items()
         },
+    }
+
+
+def needs(detector_type: type[Detector[Any]]) -> dict[str, str | None]:
+    """What a detector works with, beside the images to inspect; None where it takes no such thing.
+
+    `extra` to install; `training_images`, "required" or "for thresholds"; `weights_file` of a backbone, "optional";
+    the suffix of its `model_file`, required; `reference_images`, "required".
+    """
+    return {
+        "extra": detector_type.extra,
+        "training_images": "for thresholds" if issubclass(detector_type, TrainingFreeDetector) else "required",
+        "weights_file": "optional" if "weights_path" in detector_type.arguments_type.model_fields else None,
+        "model_file": detector_type.model_file,
+        "reference_images": "required" if detector_type.needs_reference else None,
+    }
+
+
+def _described(argument: Knob) -> dict[str, Any]:
+    is_plain = argument.choices is not None or argument.kind in (bool, int, float)
+    return {
+        "default": argument.default,
+        "help": argument.help,
+        "allowed": argument.allowed if is_plain else None,
     }

@@ -19,6 +19,7 @@ from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, Sta
 from pyimgano_dask.detectors.differences import topk_mean
 from pyimgano_dask.detectors.filter_bank import QUANTUM, FilterBank, Floats, Light, blur
 from pyimgano_dask.detectors.registry import register
+from pyimgano_dask.detectors.shared_knobs import contamination_knob
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import Block, knob
 
@@ -30,7 +31,7 @@ LARGEST_GRID = 256
 class TextureArguments(Block):
     """Arguments of `vision_texture_padim`."""
 
-    contamination: float = knob(0.01, "Expected share of anomalies among the normal images.", gt=0, le=0.5)
+    contamination: float = contamination_knob()
     color: Color = knob("gray", "Look at grey values, or also at the colour of RGB.")
     levels: tuple[int, ...] = knob(
         (1, 2, 3, 4), "Scales of the filters: level k looks at the image shrunk to 1 / 2^k; 0 is full size."

@@ -7,7 +7,7 @@ that maps are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -184,6 +184,18 @@ class TiledDetector(Detector[Any]):
     @property
     def model_file(self) -> str | None:  # type: ignore[override]
         return self.inner.model_file
+
+    @property
+    def trains_network(self) -> bool:  # type: ignore[override]
+        return self.inner.trains_network
+
+    @property
+    def libraries(self) -> frozenset[str]:
+        return self.inner.libraries
+
+    @property
+    def files_named(self) -> Mapping[str, str]:
+        return self.inner.files_named
 
     @property
     def runs_code(self) -> bool:

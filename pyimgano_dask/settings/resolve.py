@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
 import os
 from collections.abc import Mapping
@@ -33,7 +34,8 @@ class Resolved:
     """Validated settings and where each explicit value came from.
 
     `explicit` holds the paths given as flags (or Python keywords), `warnings` what is odd about the config file,
-    `advice` which settings do nothing.
+    `advice` which settings do nothing. `configured` are the settings of the config file alone, None without one and
+    where they are valid only with the flags.
     """
 
     settings: InferSettings
@@ -41,6 +43,7 @@ class Resolved:
     warnings: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     config_path: str | None = None
+    configured: InferSettings | None = None
 
     def is_explicit(self, key: str) -> bool:
         """Whether the knob with this config key was given as a flag."""
@@ -54,15 +57,12 @@ def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) ->
     over them and below the other explicit values. Raises ConfigError naming every faulty flag and JSON path.
     """
     tree: Mapping[str, Any] = config.payload if config else {}
-    tree = with_presets(_without_null_blocks(tree))
+    tree = configured = _with_tuples(with_presets(_without_null_blocks(tree)))
     for knob, value in given.items():
         tree = merged(tree, _values_of_preset(knob.path, value))
     for knob, value in given.items():
         tree = _with_value(tree, knob.path, value)
-    for knob in knobs():
-        value = _value_at(tree, knob.path)
-        if isinstance(value, list) and (knob.width is not None or knob.is_repeatable):
-            tree = _with_value(tree, knob.path, tuple(value))
+    tree = _with_tuples(tree)
     names = {knob.path: knob.flag for knob in given if knob.flag}
     try:
         settings = InferSettings.model_validate(tree)
@@ -77,7 +77,24 @@ def resolve(given: Mapping[Knob, Any], config: InferConfigFile | None = None) ->
         warnings=config.warnings if config else (),
         advice=tuple(advice(settings, explicit)),
         config_path=config.path if config else None,
+        configured=_valid(configured) if config else None,
     )
+
+
+def _valid(tree: Mapping[str, Any]) -> InferSettings | None:
+    try:
+        return InferSettings.model_validate(tree)
+    except ValidationError:
+        return None
+
+
+def _with_tuples(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree with tuples in the place of the lists that knobs of several values were given."""
+    for knob in knobs():
+        value = _value_at(tree, knob.path)
+        if isinstance(value, list) and (knob.width is not None or knob.is_repeatable):
+            tree = _with_value(tree, knob.path, tuple(value))
+    return tree
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,8 +159,10 @@ def given_by_keyword(keywords: Mapping[str, Any], command: Command = INFER) -> d
     known = {knob.dest: knob for knob in knobs_of(command)}
     unknown = sorted(set(keywords) - set(known))
     if unknown:
+        near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
+        meant = f"did you mean {', '.join(near)}? " if near else ""
         raise ConfigError(
-            f"unknown setting {', '.join(unknown)}; settings are the flags of {command.name} with underscores, "
+            f"unknown setting {', '.join(unknown)}; {meant}settings are the flags of {command.name} with underscores, "
             f"such as {', '.join(sorted(known)[:4])}"
         )
     given = {}

@@ -50,6 +50,14 @@ class TilingSettings(Block):
         flag="--tile-map-reduce",
     )
 
+    @property
+    def effective(self) -> tuple[int, int, str, float | None, str] | None:
+        """What answers depend on: None for whole images, else equal for settings that are told otherwise only."""
+        if self.tile_size is None:
+            return None
+        topk = self.score_topk if self.score_reduce == "topk_mean" else None
+        return self.tile_size, self.stride or self.tile_size, self.score_reduce, topk, self.map_reduce
+
     @model_validator(mode="after")
     def _tiles_leave_no_gap(self) -> Self:
         if self.tile_size is not None and self.stride is not None and self.stride > self.tile_size:

@@ -10,6 +10,7 @@ from pyimgano_dask.thresholds.provenance import (
     fixed_pixel_provenance,
     own_score_threshold_provenance,
     score_threshold_provenance,
+    with_origin,
 )
 from pyimgano_dask.thresholds.quantiles import (
     BucketHistogram,
@@ -30,4 +31,5 @@ __all__ = [
     "refined_quantile",
     "score_quantile",
     "score_threshold_provenance",
+    "with_origin",
 ]

@@ -5,8 +5,8 @@ Every value is plain JSON data (no numpy scalars).
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,28 @@ def calibrated_pixel_provenance(
         "roi_pixel_count": per_map.pop() if roi_xyxy_norm is not None and len(per_map) == 1 else None,
         "roi_reason": "roi_empty" if roi_xyxy_norm is not None and not roi_used else None,
     }
+
+
+def with_origin(provenance: Mapping[str, Any] | None, configured: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The provenance of a threshold that the config gave, with `origin`: where the config had it from.
+
+    `configured` is what the config says of its threshold; through any number of configs the origin stays the first one.
+    It is left out where the config says nothing, or speaks of another value. Other provenances stay as they are.
+
+    >>> with_origin(fixed_pixel_provenance(2.5, "infer_config"), {"source": "train_dir", "q": 0.999})
+    {'method': 'fixed', 'source': 'infer_config', 'value': 2.5, 'origin': {'source': 'train_dir', 'q': 0.999}}
+    """
+    if provenance is None:
+        return None
+    told = dict(provenance)
+    if (
+        configured is None
+        or told["source"] != "infer_config"
+        or configured.get("value", told["value"]) != told["value"]
+    ):
+        return told
+    origin = configured.get("origin") if configured.get("source") == "infer_config" else configured
+    return told if origin is None else {**told, "origin": origin}
 
 
 def fixed_pixel_provenance(value: float, source: Literal["explicit", "infer_config"]) -> Provenance:

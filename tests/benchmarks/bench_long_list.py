@@ -20,9 +20,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pyimgano_dask.dataflow.inspection import Inspection, RunSummary, SilentProgress, Thresholds, inspect
+from pyimgano_dask.dataflow.inspection import Inspection, RunSummary, Thresholds, inspect
 from pyimgano_dask.dataflow.plan import make_plan
 from pyimgano_dask.dataflow.profile import peak_memory_bytes
+from pyimgano_dask.dataflow.progress import SilentProgress
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run_folder import find_run_folder
 from pyimgano_dask.dataflow.schedulers import open_scheduler

@@ -23,10 +23,11 @@ from typing import Any
 
 import pyimgano_dask
 from pyimgano_dask.dataflow.chunk import Job, Receipt, process_chunk
-from pyimgano_dask.dataflow.inspection import Inspection, RunSummary, SilentProgress, Thresholds, inspect, stored_source
+from pyimgano_dask.dataflow.inspection import Inspection, RunSummary, Thresholds, inspect, stored_source
 from pyimgano_dask.dataflow.merge import OrderedMerge
 from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_as_before
 from pyimgano_dask.dataflow.plan import Chunk, chunked, make_plan
+from pyimgano_dask.dataflow.progress import SilentProgress
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run_folder import find_run_folder
 from pyimgano_dask.dataflow.schedulers import open_scheduler

@@ -69,7 +69,7 @@ def printed(steps: Waterfall = (), width: int = 80, **given: Any) -> str:
     settings = resolve(given_by_keyword({**EVERY_CONTROL, **given})).settings
     summary = RunSummary(settings, "a_detector", "sync", Thresholds(pixel=1.0), Tally(waterfall=steps))
     text = io.StringIO()
-    print_summary(summary, Console(file=text, width=width))
+    print_summary(summary, Console(file=text, width=width), "pyimgano-infer")
     return text.getvalue()
 
 

@@ -32,6 +32,17 @@ class TestHelp:
         assert flags - offered == set()
         assert "Exit codes: 0 every input done, 1 " in text
 
+    def test_no_flag_is_cut_at_80_columns(self, tmp_path: Path) -> None:
+        text = command("--help", cwd=tmp_path, env={"COLUMNS": "80"}).stdout.decode()
+        assert text.index("Score images") < 500, "the forms of a line are few"
+        assert max(map(len, text.splitlines())) <= 80
+        named = {word.strip("().,;:") for knob in knobs_of(INFER) for word in knob.help.split() if "--" in word}
+        assert {word for word in named if word not in text} == set()
+
+    def test_without_a_terminal_it_has_80_columns(self, tmp_path: Path) -> None:
+        bare, narrow = (command("--help", cwd=tmp_path, env={"COLUMNS": columns}).stdout for columns in ("", "80"))
+        assert bare == narrow
+
     def test_it_can_be_read_on_a_terminal_that_knows_ascii_only(self, tmp_path: Path) -> None:
         answer = command("--help", cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
         assert answer.code == 0
@@ -62,7 +73,46 @@ class TestDiscovery:
     def test_a_model_is_explained(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--model-info", MODEL]) == 0
         text = capsys.readouterr().out
-        assert all(word in text for word in (MODEL, "tags:", "source:", "max_train_images", "128"))
+        assert text.startswith(f"{MODEL}\n")
+        assert "\nneeds   training images (--train-dir)\n" in text
+        assert "\n  max_train_images = 128  (a whole number ≥ 1)\n" in text
+        assert '\n  reduction = "topk_mean"  (one of max, mean, topk_mean)\n' in text
+
+    @pytest.mark.parametrize("name", detector_types())
+    def test_an_explanation_fits_the_terminal_and_is_one_line_an_argument_without(
+        self, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        texts = {}
+        for columns in ("", "80"):
+            monkeypatch.setenv("COLUMNS", columns)
+            assert main(["--model-info", name]) == 0
+            texts[columns] = capsys.readouterr().out
+        assert max(map(len, texts["80"].splitlines())) <= 80
+        assert texts["80"].split() == texts[""].split()
+        for argument, field in detector_types()[name].arguments_type.model_fields.items():
+            at = texts[""].index(f"\n  {argument} = ")
+            assert texts[""][at:].splitlines()[2].strip() == field.description
+
+    def test_an_explanation_can_be_read_where_only_ascii_is_known(self, tmp_path: Path) -> None:
+        answer = command("--model-info", MODEL, cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
+        assert (answer.code, answer.stderr) == (0, "")
+        assert b"max_train_images = 128" in answer.stdout
+
+    @pytest.mark.parametrize(
+        ("name", "wanted"),
+        [
+            ("vision_patchcore", {"extra": "torch", "training_images": "required", "weights_file": "optional"}),
+            ("vision_onnx", {"extra": "onnx", "training_images": "for thresholds", "model_file": ".onnx"}),
+            ("vision_reference_diff_map", {"training_images": "for thresholds", "reference_images": "required"}),
+            (MODEL, {"training_images": "required"}),
+        ],
+    )
+    def test_what_a_model_needs_is_told(
+        self, name: str, wanted: dict[str, str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["--model-info", name, "--json"]) == 0
+        needs = json.loads(capsys.readouterr().out)["needs"]
+        assert {what: value for what, value in needs.items() if value is not None} == wanted
 
     @pytest.mark.parametrize("name", detector_types())
     def test_a_model_is_explained_as_json(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,6 +231,15 @@ def test_records_tell_scores_labels_and_defects(trained: Trained) -> None:
 def test_the_summary_goes_to_standard_error(trained: Trained) -> None:
     assert MODEL in trained.answer.stderr
     assert "6 of 6" in trained.answer.stderr
+
+
+def test_a_summary_in_a_pipe_has_whole_paths(trained: Trained, tmp_path: Path) -> None:
+    path = f"{'a-long-name-of-a-folder/' * 6}results.jsonl"
+    answer = command(
+        *trained.source, "--input", trained.parts.test_dir, "--save-jsonl", path, cwd=tmp_path, env={"COLUMNS": ""}
+    )
+    assert answer.code == 0, answer.stderr
+    assert path in answer.stderr
 
 
 class TestDebug:

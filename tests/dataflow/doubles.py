@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pyimgano_dask.dataflow.inspection import Inspection, RunSummary, SilentProgress, Thresholds, inspect, stored_source
+from pyimgano_dask.dataflow.inspection import Inspection, RunSummary, Thresholds, inspect, stored_source
 from pyimgano_dask.dataflow.plan import Chunk, make_plan
+from pyimgano_dask.dataflow.progress import SilentProgress
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run_folder import find_run_folder
 from pyimgano_dask.dataflow.scheduler import Common, Loss, Merge, OnLost, OnResult, Result, Scheduler, Task

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -48,6 +49,22 @@ class Grid(torch.nn.Module):
         self.conv = torch.nn.Conv2d(3, 5, 3, 4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class Vast(torch.nn.Module):
+    """A feature extractor of as many places as pixels, and many channels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1].expand(-1, 400, -1, -1)
+
+
+class Choosy(Grid):
+    """One that takes no white images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool(x.min() > 1):
+            raise ValueError("too bright")
         return self.conv(x)
 
 
@@ -206,3 +223,45 @@ def test_weights_of_another_backbone_end_the_run_before_it_begins(place: Path) -
     assert done.rc == 2
     assert "weights_path 'weights.pth' does not fit the backbone resnet50" in done.stderr
     assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_sums_that_no_machine_holds_end_the_run(place: Path, scheduler: str) -> None:
+    torch.jit.script(Vast()).save(str(place / "vast.pt"))
+    done = infer_command(
+        *("--model", "vision_padim", "--train-dir", "set/train/good", "--input", "set/test/scratch"),
+        *("--model-kwargs", '{"backbone": "torchscript", "weights_path": "vast.pt", "d_reduced": 400}'),
+        *("--trust-model-file", "--scheduler", scheduler, "--workers", "2", "--save-jsonl", "records.jsonl"),
+        cwd=place,
+    )
+    assert done.rc == 2
+    assert "30.1 GiB, and 4 GiB are allowed: 400 channels at 224 x 224 places" in done.stderr
+    assert "d_reduced (400)" in done.stderr
+    assert not (place / "records.jsonl").exists()
+
+
+def test_a_training_image_that_a_backbone_cannot_take_is_left_out_and_named(place: Path) -> None:
+    torch.jit.script(Choosy()).save(str(place / "choosy.pt"))
+    kwargs = {"backbone": "torchscript", "weights_path": "choosy.pt", "image_size": 48, "d_reduced": 4}
+    settings = {"model": "vision_padim", "model_kwargs": kwargs, "trust_model_file": True}
+    alone = outputs_of(place, **settings)
+    for name in ("005-white", "zzz-white"):
+        cv2.imwrite(f"set/train/good/{name}.png", np.full((60, 60, 3), 255, np.uint8))
+    summary = pyimgano_dask.infer(**RUN, **settings)
+    assert hashes_below(place / "out") == alone
+    (warning,) = (warning for warning in summary.warnings if "left out" in warning)
+    assert "2 training images were left out" in warning
+    assert "set/train/good/005-white.png: the backbone fails" in warning
+    assert "too bright" in warning
+
+
+def test_a_backbone_that_takes_no_training_image_ends_the_run(place: Path) -> None:
+    torch.jit.script(Choosy()).save(str(place / "choosy.pt"))
+    kwargs = {"backbone": "torchscript", "weights_path": "choosy.pt", "image_size": 48}
+    (place / "white").mkdir()
+    cv2.imwrite("white/0.png", np.full((60, 60, 3), 255, np.uint8))
+    with pytest.raises(ConfigError, match=r"--train-dir: none of its images can be used:\n.*white/0.png: .*too bright"):
+        pyimgano_dask.infer(
+            **{**RUN, "train_dir": "white"}, model="vision_padim", model_kwargs=kwargs, trust_model_file=True
+        )
+    assert not (place / "out").exists()

@@ -82,7 +82,8 @@ def test_a_run_from_a_config_passes_everything_on_to_its_own_run_folder(
     assert (tmp_path / "R2/detector.npz").read_bytes() == (first / "R/detector.npz").read_bytes()
     ours, theirs = (json.loads((path / "infer_config.json").read_text()) for path in (tmp_path / "R2", first / "R"))
     pixel_provenance = ours.pop("pixel_threshold_provenance")
-    assert pixel_provenance["source"] == "infer_config"
+    assert pixel_provenance.pop("origin") == theirs["pixel_threshold_provenance"]
+    assert pixel_provenance == {**pixel_provenance, "source": "infer_config", "method": "fixed"}
     assert ours == {key: value for key, value in theirs.items() if key != "pixel_threshold_provenance"}
 
 

@@ -47,6 +47,13 @@ def with_installed(folder: Path, **versions: str) -> dict[str, str]:
     return {"PYTHONPATH": f"{folder}:{ROOT}"}
 
 
+def warnings_in(stderr: str, prog: str) -> list[str]:
+    """What a command warns of, each with one and the same prefix."""
+    lines = [line for line in stderr.splitlines() if "warning: " in line]
+    assert all(line.startswith(f"{prog}: warning: ") and line.count("warning: ") == 1 for line in lines)
+    return [line.partition("warning: ")[2] for line in lines]
+
+
 def refusal(cluster: DaskCluster) -> str:
     with pytest.raises(ConfigError) as caught, opened(cluster.address):
         pass
@@ -100,16 +107,28 @@ def test_other_packages_are_told_and_the_run_goes_on(tmp_path: Path, place: Path
         rescored = rescore_command(*rescore, "--scheduler", cluster.address, cwd=place)
     assert (done.rc, rescored.rc) == (0, 0), rescored.stderr
     assert done.stdout == infer_command(*FLAGS, "--scheduler", "sync", "--save-maps", "maps", cwd=place).stdout
-    told = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    told = warnings_in(done.stderr, "pyimgano-infer")
     assert len(told) == 2
-    assert told == [line for line in rescored.stderr.splitlines() if line.startswith("warning: ")]
+    assert told == warnings_in(rescored.stderr, "pyimgano-rescore")
     for line, name in zip(told, ("numpy", "msgpack"), strict=True):
         assert re.match(
-            rf"warning: {name} is \S+ here and {versions[name]} on worker {re.escape(address)}: .*constraints\.txt",
+            rf"{name} is \S+ here and {versions[name]} on worker {re.escape(address)}: .*constraints\.txt",
             line,
         )
     # Dask would say it its own way, with a table of all packages.
     assert "Mismatched versions" not in done.stderr
+
+
+def test_a_library_matters_to_the_detectors_that_use_it(tmp_path: Path) -> None:
+    installed = {"scipy": "0.1", "timm": "0.2"}
+    with (
+        start_cluster(tmp_path / "cluster", 1, env=with_installed(tmp_path / "metadata", **installed)) as cluster,
+        connect(cluster.address, 1) as client,
+    ):
+        assert check_versions(client) == ()
+        assert check_versions(client, {"torch", "no-such-library"}) == ()
+        (warning,) = check_versions(client, {"scipy", "numba"})
+    assert re.match(r"scipy is \S+ here and 0\.1 on worker \S+: their bytes may differ", warning)
 
 
 def test_a_scheduler_matters_for_messages_only(tmp_path: Path) -> None:

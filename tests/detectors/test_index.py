@@ -1,10 +1,12 @@
-"""The generated table of detectors: in step with the registry."""
+"""The generated tables of detectors: in step with the registry."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+
+import pytest
 
 from pyimgano_dask.detectors.index import INDEX_NAME, SPEED_NAME, index_markdown, write_index
 from pyimgano_dask.detectors.registry import detector_types
@@ -18,12 +20,35 @@ def test_the_docs_are_what_the_registry_generates(tmp_path: Path) -> None:
     assert (DOCS / INDEX_NAME).read_text() == (tmp_path / INDEX_NAME).read_text(), "run `make docs`"
 
 
-def test_every_detector_has_one_row_and_a_speed() -> None:
+def rows_of(name: str, titled: str) -> list[dict[str, str]]:
+    """The rows of a detector, by the titles of the columns, in the table below a heading."""
+    text = (
+        index_markdown(json.loads((DOCS / SPEED_NAME).read_text())).partition(f"## {titled}\n")[2].partition("\n## ")[0]
+    )
+    lines = [line.replace("\\|", "\0").strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    titles, _, *rows = [[cell.strip() for cell in cells] for cells in lines]
+    return [dict(zip(titles, row, strict=True)) for row in rows if row[0] == f"`{name}`"]
+
+
+def test_every_detector_has_one_row_in_each_table_and_a_speed() -> None:
     speed = json.loads((DOCS / SPEED_NAME).read_text())
-    lines = index_markdown(speed).splitlines()
     for name, detector_type in detector_types().items():
-        (row,) = [line for line in lines if line.startswith(f"| `{name}` |")]
-        cells = [cell.strip() for cell in row.replace("\\|", "\0").strip("|").split("|")]
-        assert len(cells) == 8
-        assert cells[1] == detector_type.summary
-        assert float(cells[7]) == round(speed["ms"][name], 1)
+        (does,) = rows_of(name, "What each does")
+        assert does["what it does"] == detector_type.summary
+        assert float(does["ms an image"]) == round(speed["ms"][name], 1)
+        assert len(rows_of(name, "What each needs")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("vision_padim", ("`[torch]`", "required", "optional", "none", "none")),
+        ("vision_autoencoder", ("`[torch]`", "required", "none", "none", "none")),
+        ("vision_onnx", ("`[onnx]`", "for thresholds", "none", "`.onnx`, required", "none")),
+        ("vision_reference_diff_map", ("none", "for thresholds", "none", "none", "required")),
+        ("vision_texture_padim", ("none", "required", "none", "none", "none")),
+    ],
+)
+def test_what_each_needs(name: str, cells: tuple[str, ...]) -> None:
+    (row,) = rows_of(name, "What each needs")
+    assert tuple(row.values())[1:] == cells

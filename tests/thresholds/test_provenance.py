@@ -7,6 +7,7 @@ from pyimgano_dask.thresholds import (
     calibrated_pixel_provenance,
     fixed_pixel_provenance,
     score_threshold_provenance,
+    with_origin,
 )
 
 
@@ -71,3 +72,33 @@ def test_the_region_is_clamped_and_put_in_order():
 @pytest.mark.parametrize("source", ["explicit", "infer_config"])
 def test_fixed_provenance_carries_the_value(source):
     assert fixed_pixel_provenance(0.5, source) == {"method": "fixed", "source": source, "value": 0.5}
+
+
+CALIBRATED = {"method": "normal_pixel_quantile", "source": "train_dir", "q": 0.999}
+
+
+def test_a_threshold_of_a_config_keeps_its_first_origin_through_any_number_of_configs():
+    of_config = fixed_pixel_provenance(0.5, "infer_config")
+    once = with_origin(of_config, CALIBRATED)
+    assert once == {**of_config, "origin": CALIBRATED}
+    assert with_origin(of_config, once) == once
+
+
+@pytest.mark.parametrize(
+    ("provenance", "configured"),
+    [
+        (None, CALIBRATED),
+        (CALIBRATED, fixed_pixel_provenance(0.5, "explicit")),
+        (fixed_pixel_provenance(0.5, "explicit"), CALIBRATED),
+        (fixed_pixel_provenance(0.5, "infer_config"), None),
+        (fixed_pixel_provenance(0.5, "infer_config"), fixed_pixel_provenance(0.5, "infer_config")),
+        (fixed_pixel_provenance(0.5, "infer_config"), fixed_pixel_provenance(0.7, "explicit")),
+    ],
+)
+def test_no_origin_is_told_where_there_is_none(provenance, configured):
+    assert with_origin(provenance, configured) == provenance
+
+
+def test_a_value_of_a_flag_is_an_origin():
+    given = fixed_pixel_provenance(0.5, "explicit")
+    assert with_origin(fixed_pixel_provenance(0.5, "infer_config"), given)["origin"] == given

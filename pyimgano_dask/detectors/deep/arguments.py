@@ -7,6 +7,7 @@ from typing import Any
 
 from pyimgano_dask.detectors.devices import device_knob
 from pyimgano_dask.detectors.exported.formats import TORCH_EXPORT, TORCHSCRIPT
+from pyimgano_dask.detectors.shared_knobs import contamination_knob, random_state_knob
 from pyimgano_dask.settings.knob import Block, knob
 
 RESNETS = ("resnet18", "resnet50", "wide_resnet50_2")
@@ -19,7 +20,7 @@ LIBRARIES = ("torchvision", "timm")
 class BackboneArguments(Block):
     """Arguments of every detector on the features of a network."""
 
-    contamination: float = knob(0.01, "Expected share of anomalies among the normal images.", gt=0, le=0.5)
+    contamination: float = contamination_knob()
     backbone: str = knob(
         "resnet18",
         "Network: resnet18, resnet50 or wide_resnet50_2; timm:NAME or torchvision:NAME where that library is "
@@ -32,8 +33,8 @@ class BackboneArguments(Block):
     )
     weights_path: str | None = knob(
         None,
-        "File of weights: a state dict with torchvision's names (.pth), or the whole extractor for torchscript and "
-        "torch_export.",
+        "File of weights: a state dict (.pth, .safetensors) with torchvision's names, for a network of timm with "
+        "timm's; or the whole extractor for torchscript and torch_export.",
     )
     pretrained: bool = knob(
         False,
@@ -42,7 +43,7 @@ class BackboneArguments(Block):
     )
     image_size: int = knob(224, "Side of the square that images are resized to, in pixels.", ge=16, le=4096)
     device: str | None = device_knob()
-    random_state: int = knob(0, "Seed of everything drawn at random.", ge=0, lt=2**63)
+    random_state: int = random_state_knob()
 
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import cv2
 import numpy as np
 
-from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, State, subsample
+from pyimgano_dask.detectors.base import Color, Image, Prediction, State
 from pyimgano_dask.detectors.deep.detector import at_image_size
-from pyimgano_dask.detectors.deep.squares import stack_squares
+from pyimgano_dask.detectors.deep.learning import TrainedDetector, TrainingArguments, max_train_images_knob
 from pyimgano_dask.detectors.devices import device_knob
 from pyimgano_dask.detectors.differences import topk_mean
 from pyimgano_dask.detectors.extras import require
 from pyimgano_dask.detectors.lazy import Lazy
 from pyimgano_dask.detectors.registry import register
-from pyimgano_dask.settings.knob import Block, knob
+from pyimgano_dask.detectors.shared_knobs import contamination_knob, smoothing_sigma_knob
+from pyimgano_dask.settings.knob import knob
 
 if TYPE_CHECKING:
     from pyimgano_dask.detectors.deep.reconstruction import Reconstruction
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 SIZE_STEP = 16
 
 
-class AutoencoderArguments(Block):
+class AutoencoderArguments(TrainingArguments):
     """Arguments of `vision_autoencoder`."""
 
-    contamination: float = knob(0.01, "Expected share of anomalies among the normal images.", gt=0, le=0.5)
+    contamination: float = contamination_knob()
     color: Color = knob("rgb", "Work on the three channels of RGB, or on grey values.")
     image_size: int = knob(
         128, "Side of the square that images are resized to, in pixels.", ge=16, le=1024, multiple_of=SIZE_STEP
@@ -45,20 +46,15 @@ class AutoencoderArguments(Block):
     batch_size: int = knob(16, "Most images of one step of training (the paper: 128).", ge=1)
     lr: float = knob(1e-3, "Learning rate of Adam (the paper: 2e-4).", gt=0, le=1e30)
     weight_decay: float = knob(1e-5, "Weight decay of training.", ge=0, le=1)
-    max_train_images: int = knob(
-        512, "Training images to use; more are subsampled. Bounds the time and the memory of training.", ge=1
-    )
-    smoothing_sigma: float = knob(
-        2.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0, le=512
-    )
+    max_train_images: int = max_train_images_knob(512)
+    smoothing_sigma: float = smoothing_sigma_knob(2.0)
     reduction: Literal["max", "topk_mean"] = knob("topk_mean", "How the map becomes the score.")
     topk: float = knob(0.01, "Share of the largest map values that topk_mean averages.", gt=0, le=1)
     device: str | None = device_knob()
-    random_state: int = knob(0, "Seed of everything drawn at random.", ge=0, lt=2**63)
 
 
 @register
-class Autoencoder(Detector[AutoencoderArguments]):
+class Autoencoder(TrainedDetector[AutoencoderArguments]):
     """Difference between an image and what an autoencoder that has seen normal images only makes of it.
 
     The map is the error that training makes small, at each pixel of the image resized to image_size: with `ssim`
@@ -73,7 +69,6 @@ class Autoencoder(Detector[AutoencoderArguments]):
     arguments_type = AutoencoderArguments
     extra: ClassVar[str | None] = "torch"
     free_arguments = frozenset({"contamination", "device", "smoothing_sigma", "reduction", "topk"})
-    trains_network = True
 
     def __init__(self, arguments: AutoencoderArguments) -> None:
         super().__init__(arguments)
@@ -92,16 +87,6 @@ class Autoencoder(Detector[AutoencoderArguments]):
     def is_fitted(self) -> bool:
         return self._weights is not None
 
-    def select_training(self, n_images: int) -> Sequence[int]:
-        return subsample(n_images, self.arguments.max_train_images, self.arguments.random_state)
-
-    def accumulate(self, images: Sequence[Image]) -> State:
-        return {"images": stack_squares(images, self.arguments.image_size)}
-
-    @classmethod
-    def merge(cls, states: Sequence[State]) -> State:
-        return {"images": np.concatenate([state["images"] for state in states])}
-
     def finalize(self, state: State) -> Self:
         require("torch", self.name)
         from pyimgano_dask.detectors.deep.reconstruction import train_autoencoder
@@ -116,14 +101,10 @@ class Autoencoder(Detector[AutoencoderArguments]):
     def with_state(self, state: State) -> Self:
         require("torch", self.name)
         from pyimgano_dask.detectors.deep.reconstruction import weight_shapes
-        from pyimgano_dask.detectors.deep.weights import check_finite, check_fit
+        from pyimgano_dask.detectors.deep.weights import fitting_weights
 
-        shapes = weight_shapes(self.arguments)
-        source = f"{self.name}: the state"
-        check_fit(shapes, state, source, "the network of these arguments")
-        weights = {key: state[key] for key in shapes}
-        check_finite(weights, source)
-        return self._with_weights(weights)
+        shapes, source = weight_shapes(self.arguments), f"{self.name}: the state"
+        return self._with_weights(fitting_weights(shapes, state, source, "the network of these arguments"))
 
     def _with_weights(self, weights: State) -> Self:
         new = copy.copy(self)

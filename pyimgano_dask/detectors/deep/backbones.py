@@ -6,9 +6,6 @@ its checkpoint. Each process makes the network of them (`FeatureExtractor`).
 
 from __future__ import annotations
 
-import importlib
-import io
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -18,16 +15,21 @@ import torch
 from torch.jit._fuser import optimized_execution
 
 from pyimgano_dask.detectors.base import Image, State
-from pyimgano_dask.detectors.deep.arguments import FILES, LIBRARIES, RESNETS, BackboneArguments
+from pyimgano_dask.detectors.deep.arguments import FILES, RESNETS, BackboneArguments
+from pyimgano_dask.detectors.deep.libraries import (
+    library_network,
+    library_shapes,
+    named_as_wanted,
+    pretrained_weights,
+)
 from pyimgano_dask.detectors.deep.resnet import ResNet, fused, initialise
 from pyimgano_dask.detectors.deep.squares import stack_squares
+from pyimgano_dask.detectors.deep.weight_files import DAMAGE, read_weights
 from pyimgano_dask.detectors.deep.weights import (
     Shapes,
     as_arrays,
-    check_finite,
-    check_fit,
+    fitting_weights,
     load_arrays,
-    parameters,
     shapes_of,
     without_weights,
 )
@@ -44,19 +46,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CUDA_BATCH = 32
-
-# What torch.load raises on files that are no state dict, or a damaged one; pickles that it refuses are among them.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    EOFError,
-    RuntimeError,
-    AttributeError,
-    ImportError,
-    AssertionError,
-)
 
 
 def chosen_device(device: str | None) -> torch.device:
@@ -78,34 +67,42 @@ def read_backbone(arguments: BackboneArguments, layers: tuple[str, ...], files: 
 
     Raises ConfigError when a file cannot be read, is of another network, is not trusted, or a library is missing.
     """
-    name = arguments.architecture
+    name, path = arguments.architecture, arguments.weights_path
     if name in FILES:
-        assert arguments.weights_path is not None
-        data = files.read_code(arguments.weights_path, "weights_path", FILES[name])
-        _load_file(name, data, arguments.weights_path)
+        assert path is not None
+        data = files.read_code(path, "weights_path", FILES[name])
+        if (found := format_of(data)) != FILES[name]:
+            raise ConfigError(f"weights_path: {path!r} is {found}; the backbone {name} is {FILES[name]}")
         return {CODE: np.frombuffer(data, np.uint8)}
-    net = _new_network(name, layers)
-    if arguments.weights_path is not None:
-        path = arguments.weights_path
-        found = _read_state_dict(files.read(path, "weights_path"), path)
-        return _fitting_weights(net, found, f"weights_path {path!r}", arguments.backbone)
-    if arguments.pretrained or name not in RESNETS:
-        return _fitting_weights(net, _library_weights(name), "the library's weights", arguments.backbone)
-    initialise(net, arguments.random_state)
-    return as_arrays(net.state_dict())
+    if path is not None:
+        whole, source = read_weights(files.read(path, "weights_path"), path), f"weights_path {path!r}"
+    elif arguments.pretrained or name not in RESNETS:
+        _shapes(name, layers)  # a network or layers that there are not are told before anything is fetched
+        whole, source = pretrained_weights(name), "the library's weights"
+    else:
+        net = without_weights(lambda: ResNet(name, layers))
+        initialise(net, arguments.random_state)
+        return as_arrays(net.state_dict())
+    shapes = _shapes(name, layers)
+    named = named_as_wanted(whole, shapes) if name.startswith("timm:") else whole
+    return fitting_weights(shapes, named, source, f"the backbone {arguments.backbone}")
 
 
-def check_weights(arguments: BackboneArguments, layers: tuple[str, ...], weights: State, source: str) -> None:
-    """Raise ConfigError naming `source` unless these arrays are the weights of the backbone."""
+def checked_weights(arguments: BackboneArguments, layers: tuple[str, ...], weights: State, source: str) -> State:
+    """The weights of the backbone, as they come out of a checkpoint, in float32 and this machine's order of bytes.
+
+    The bytes of an extractor's file stay as they are, and unread. Raises ConfigError naming `source` unless these
+    arrays are the weights of the backbone.
+    """
     if arguments.architecture in FILES:
         if CODE not in weights or weights[CODE].dtype != np.uint8 or weights[CODE].ndim != 1:
             raise ConfigError(f"{source} holds no bytes of a model file")
-        return
+        return weights
     shapes = _shapes(arguments.architecture, layers)
-    check_fit(shapes, weights, source, f"the backbone {arguments.backbone}")
+    fitting = fitting_weights(shapes, weights, source, f"the backbone {arguments.backbone}")
     if unknown := sorted(weights.keys() - shapes.keys()):
         raise ConfigError(f"{source} holds {unknown[0]}, which the backbone {arguments.backbone} has no place for")
-    check_finite(weights, source)
+    return fitting
 
 
 class FeatureExtractor:
@@ -123,22 +120,46 @@ class FeatureExtractor:
         self._mean = 255 * torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1)
         self._std = 255 * torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
 
+    @property
+    def batch_size(self) -> int:
+        """How many images go through at a time, at most."""
+        return 1 if self.device.type == "cpu" else CUDA_BATCH
+
     def batches(self, images: Sequence[Image]) -> Iterator[list[torch.Tensor]]:
         """Features of some images at a time, in their order: float32 (n, C, h, w) for each layer, n at least 1.
 
         `images` are uint8 (H, W, 3) RGB of any sizes; they are resized to the square and brought to the mean and the
-        standard deviation of ImageNet. No gradients are kept.
+        standard deviation of ImageNet. No gradients are kept. Raises InputError as `features` does.
         """
-        step = 1 if self.device.type == "cpu" else CUDA_BATCH
-        for start in range(0, len(images), step):
-            with torch.inference_mode():
-                features = self.net(self.normalised(images[start : start + step]))
-                picked = [layer.float() for layer in _picked(features, self._names, self._layers)]
-            yield picked
+        for start in range(0, len(images), self.batch_size):
+            yield self.features(self.normalised(images[start : start + self.batch_size]))
+
+    def features(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        """float32 (n, C, h, w) for each layer, of images as `scaled` gives them.
+
+        Raises InputError when the network fails, or gives anything else for a layer.
+        """
+        with torch.inference_mode():
+            try:
+                outputs = self.net(batch)
+            except Exception as error:  # code of somebody else's, which can raise anything
+                raise _unusable(f"the backbone fails: {in_words(error)}") from error
+            picked = _picked(outputs, self._names, self._layers)
+            shapes = [tuple(layer.shape) for layer in picked]
+            if any(len(shape) != 4 or shape[0] != len(batch) or 0 in shape for shape in shapes):
+                raise _unusable(
+                    f"the outputs of a backbone must be (N, C, h, w) with N = {len(batch)} here, got the shapes "
+                    f"{', '.join(map(str, shapes))}"
+                )
+            return [layer.float() for layer in picked]
 
     def normalised(self, images: Sequence[Image]) -> torch.Tensor:
         """float32 (n, 3, S, S) in channels-last order on the device."""
-        batch = torch.from_numpy(stack_squares(images, self._size)).to(self.device).permute(0, 3, 1, 2)
+        return self.scaled(stack_squares(images, self._size))
+
+    def scaled(self, squares: Image) -> torch.Tensor:
+        """uint8 (n, S, S, 3) RGB as float32 (n, 3, S, S), in channels-last order on the device, by ImageNet's scale."""
+        batch = torch.from_numpy(squares).to(self.device).permute(0, 3, 1, 2)
         return batch.float().sub_(self._mean).div_(self._std)
 
 
@@ -155,131 +176,51 @@ def _picked(features: Any, names: tuple[str, ...], layers: tuple[str, ...]) -> l
         named = {str(key): value for key, value in features.items()}
     else:
         outputs = features if isinstance(features, list | tuple) else [features]
-        named = dict(zip(names or map(str, range(len(outputs))), outputs, strict=True))
+        named = dict(zip(names or map(str, range(len(outputs))), outputs, strict=False))
     missing = [layer for layer in layers if layer not in named]
     if missing:
-        raise InputError(
-            "infer", "BackboneError", f"the backbone has no output {', '.join(missing)}; it has {', '.join(named)}"
-        )
+        raise _unusable(f"the backbone has no output {', '.join(missing)}; it has {', '.join(named) or 'none'}")
+    if not named:
+        raise _unusable("the backbone gives no outputs")
     picked = [named[layer] for layer in layers or named]
-    shapes = [getattr(feature, "shape", None) for feature in picked]
-    if any(shape is None or len(shape) != 4 for shape in shapes):
-        raise InputError(
-            "infer", "BackboneError", f"the outputs of a backbone must be (N, C, H, W), got the shapes {shapes}"
-        )
+    for value in picked:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            what = f"a tensor of {value.dtype}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+            raise _unusable(f"the outputs of a backbone must be tensors of floating-point numbers, got {what}")
     return picked
+
+
+def _unusable(message: str) -> InputError:
+    return InputError("infer", "BackboneError", message)
 
 
 def _network(name: str, layers: tuple[str, ...], weights: State) -> torch.nn.Module:
     if name in FILES:
-        module: torch.nn.Module = _load_file(name, weights[CODE].tobytes(), "the extractor in the checkpoint")
-        return module
-    net = _new_network(name, layers)
-    load_arrays(net, weights)
+        return _load_file(name, weights[CODE].tobytes())
     if name in RESNETS:
-        net = fused(net)
+        own = without_weights(lambda: ResNet(name, layers))
+        load_arrays(own, weights)
+        net = fused(own)
+    else:
+        net = library_network(name, layers, weights)
     net.requires_grad_(False)
     # torch's annotations know of no call with memory_format alone.
     return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _new_network(name: str, layers: tuple[str, ...]) -> torch.nn.Module:
-    """The network, its weights yet to be set."""
-    library, _, model = name.partition(":")
-    if library == "timm":
-        timm = _library("timm")
-        indices = {"out_indices": [int(layer) for layer in layers]} if layers else {}
-        try:
-            net: torch.nn.Module = timm.create_model(model, pretrained=False, features_only=True, **indices)
-        except (RuntimeError, ValueError, AttributeError, IndexError, AssertionError) as error:
-            raise ConfigError(f"backbone {name!r} with layers {list(layers)}: {error}") from None
-        return net
-    if library == "torchvision":
-        models = _library("torchvision.models")
-        extraction = _library("torchvision.models.feature_extraction")
-        try:
-            whole = models.get_model(model, weights=None)
-            extractor: torch.nn.Module = extraction.create_feature_extractor(whole, list(layers))
-        except ValueError as error:
-            raise ConfigError(f"backbone {name!r} with layers {list(layers)}: {error}") from None
-        return extractor
-    return without_weights(lambda: ResNet(name, layers))
-
-
 @cache
 def _shapes(name: str, layers: tuple[str, ...]) -> Shapes:
-    return shapes_of(lambda: _new_network(name, layers))
+    return shapes_of(lambda: ResNet(name, layers)) if name in RESNETS else library_shapes(name, layers)
 
 
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"backbone {name}:NAME needs {name}, which cannot be loaded here ({error}); install it"
-        ) from None
-
-
-def _library_weights(name: str) -> Mapping[str, Any]:
-    """The pretrained state dict that an installed library has, or fetches, for this network."""
-    library, _, model = name.partition(":")
-    tried = [library] if library in LIBRARIES else list(LIBRARIES)
-    model = model or name
-    faults = []
-    for candidate in tried:
-        try:
-            if candidate == "timm":
-                found: Mapping[str, Any] = _library("timm").create_model(model, pretrained=True).state_dict()
-            else:
-                found = _library("torchvision.models").get_model(model, weights="DEFAULT").state_dict()
-        except (ConfigError, RuntimeError, ValueError, OSError) as error:
-            faults.append(f"{candidate}: {error}")
-        else:
-            return found
-    raise ConfigError(
-        f"pretrained weights of {name} are not at hand ({'; '.join(faults)}); give a file of them with weights_path in "
-        "--model-kwargs, or --no-pretrained"
-    )
-
-
-def _read_state_dict(data: bytes, path: str) -> Mapping[str, Any]:
-    """The tensors in a file of weights, also those under `state_dict` or `model`, without the prefix `module.`."""
-    try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, *_DAMAGE) as error:
-        raise ConfigError(
-            f"weights_path: {path!r} is not a file of weights that can be read safely: it is {format_of(data)}. It "
-            "must hold a state dict of tensors only, as torch.save(model.state_dict(), FILE) writes it; pickled "
-            "modules are never loaded"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise ConfigError(f"weights_path: {path!r} holds no state dict (a mapping of names to tensors)")
-    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
-
-
-def _fitting_weights(net: torch.nn.Module, found: Mapping[str, Any], source: str, backbone: str) -> State:
-    """Those of the tensors that the network has a place for; ConfigError unless every place is filled."""
-    wanted = parameters(net)
-    check_fit({key: tuple(value.shape) for key, value in wanted.items()}, found, source, f"the backbone {backbone}")
-    weights = as_arrays({key: found[key] for key in wanted})
-    check_finite(weights, source)
-    return weights
-
-
-def _load_file(kind: str, data: bytes, path: str) -> Any:
+def _load_file(kind: str, data: bytes) -> torch.nn.Module:
     """The module in a trusted file; TorchScript runs as it is written, because its optimiser rewrites it as it goes."""
-    found = format_of(data)
-    if found != FILES[kind]:
-        raise ConfigError(f"weights_path: {path!r} is {found}; the backbone {kind} is {FILES[kind]}")
     try:
         if kind == "torchscript":
             return Unoptimised(load_torchscript(data, torch.device("cpu")))
         return load_program(data).module()
-    except _DAMAGE as error:
-        raise ConfigError(f"weights_path: {path!r} cannot be loaded as {FILES[kind]}: {in_words(error)}") from None
+    except DAMAGE as error:
+        raise ConfigError(f"the extractor cannot be loaded as {FILES[kind]}: {in_words(error)}") from None
 
 
 class Unoptimised(torch.nn.Module):

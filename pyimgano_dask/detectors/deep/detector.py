@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Color, Detector, State
-from pyimgano_dask.detectors.deep.arguments import FILES, RESNETS, BackboneArguments
+from pyimgano_dask.detectors.deep.arguments import FILES, LIBRARIES, RESNETS, BackboneArguments
 from pyimgano_dask.detectors.extras import require
 from pyimgano_dask.detectors.lazy import Lazy
 from pyimgano_dask.detectors.model_files import ModelFiles
@@ -74,6 +74,16 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
         return self.arguments.architecture in FILES
 
     @property
+    def libraries(self) -> frozenset[str]:
+        """torch, and the library that has the network or knows its pretrained weights."""
+        arguments = self.arguments
+        library, colon, _ = arguments.architecture.partition(":")
+        if colon:
+            return super().libraries | {library}
+        is_of_a_library = arguments.pretrained and arguments.weights_path is None and arguments.architecture in RESNETS
+        return super().libraries | (frozenset(LIBRARIES) if is_of_a_library else frozenset())
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """The outputs of the backbone that are used; empty for all."""
         if self.arguments.layers is not None:
@@ -81,7 +91,19 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
         return self.default_layers if self.arguments.architecture in RESNETS else ()
 
     def opened(self, files: ModelFiles) -> Self:
-        return self._with_weights(_read_backbone(self.arguments, self.layers, files))
+        opened = self._with_weights(_read_backbone(self.arguments, self.layers, files))
+        path, backbone = self.arguments.weights_path, self.arguments.backbone
+        opened._try_backbone(f"backbone {backbone}" if path is None else f"weights_path: {path!r}")
+        return opened
+
+    def check(self) -> tuple[str, ...]:
+        self._try_backbone(f"{self.name}: the backbone in the state")
+        return ()
+
+    def _try_backbone(self, source: str) -> None:
+        from pyimgano_dask.detectors.deep.trial import check_backbone
+
+        check_backbone(self.arguments, self.layers, self._weights, self.extractor, source)
 
     def select_training(self, n_images: int) -> Sequence[int]:
         return range(n_images)
@@ -103,10 +125,10 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
         fitted = {key: _in_native_form(state[key]) for key in self.fitted_names}
         self.check_fitted(fitted)
         require("torch", self.name)
-        from pyimgano_dask.detectors.deep.backbones import check_weights
+        from pyimgano_dask.detectors.deep.backbones import checked_weights
 
-        check_weights(self.arguments, self.layers, weights, f"{self.name}: the backbone in the state")
-        return self._with_weights(weights).with_fitted(fitted)
+        source = f"{self.name}: the backbone in the state"
+        return self._with_weights(checked_weights(self.arguments, self.layers, weights, source)).with_fitted(fitted)
 
     def check_fitted(self, fitted: State) -> None:
         """Raise ConfigError unless the arrays fit the arguments and each other."""

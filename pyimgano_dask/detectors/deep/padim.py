@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from pyimgano_dask.detectors.base import Image, Prediction, State
 from pyimgano_dask.detectors.deep.arguments import BackboneArguments
 from pyimgano_dask.detectors.deep.detector import BackboneDetector, at_image_size
+from pyimgano_dask.detectors.deep.outputs import Shape, known_outputs
+from pyimgano_dask.detectors.deep.sums import LARGEST_SUMS, Sums, sums_bytes
 from pyimgano_dask.detectors.lazy import Lazy
+from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.registry import register
+from pyimgano_dask.detectors.shared_knobs import smoothing_sigma_knob
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import knob
 
 if TYPE_CHECKING:
     from pyimgano_dask.detectors.deep.gaussians import Gaussians
-
-PLACES_AT_ONCE = 256
 
 
 class PadimArguments(BackboneArguments):
@@ -31,9 +33,7 @@ class PadimArguments(BackboneArguments):
         100, "Channels kept of those of all layers, drawn at random; all when there are not as many.", ge=1
     )
     covariance_eps: float = knob(0.01, "Added to the diagonal of each covariance (the paper's epsilon).", gt=0)
-    smoothing_sigma: float = knob(
-        4.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0, le=512
-    )
+    smoothing_sigma: float = smoothing_sigma_knob(4.0)
 
 
 @register
@@ -42,7 +42,7 @@ class Padim(BackboneDetector[PadimArguments]):
 
     Fitting sums features and their products at each place in float64. Grouping changes the last bits of these sums
     only, which hardly ever reach the float32 numbers of the state. Few images travel as features, many as sums,
-    whichever takes less memory, so the state does not grow with the number of images.
+    whichever takes less memory, so no state is larger than `sums_bytes`, and that is at most `LARGEST_SUMS`.
     """
 
     name = "vision_padim"
@@ -60,15 +60,53 @@ class Padim(BackboneDetector[PadimArguments]):
         super().__init__(arguments)
         self._gaussians: Lazy[Gaussians] | None = None
 
+    def opened(self, files: ModelFiles) -> Self:
+        self._check_known_size()
+        return super().opened(files)
+
     def accumulate(self, images: Sequence[Image]) -> State:
         from pyimgano_dask.detectors.deep.gaussians import embed_all
 
+        self._check_known_size()
         batches = self.extractor.get().batches(images)
         first = next(batches)
-        channels = self._draw_channels([layer.shape[1] for layer in first])
-        rows = [embed_all(features, channels) for features in chain([first], batches)]
-        grid_hw = np.array(first[0].shape[2:], np.int64)
-        return {"channels": channels, "grid_hw": grid_hw, "rows": np.concatenate(rows)}
+        shapes = [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in first]
+        self._check_size(shapes)
+        channels, grid_hw = self._draw_channels([shape[0] for shape in shapes]), np.array(shapes[0][1:], np.int64)
+        n_places, d = int(grid_hw.prod()), len(channels)
+        sums, filled = None, 0
+        rows = np.empty((min(len(images), d), n_places, d), np.float32)
+        for features in chain([first], batches):
+            for embedded in embed_all(features, channels):
+                if filled == len(rows):
+                    sums = sums or Sums.none(n_places, d)
+                    sums.add_rows(rows)
+                    filled = 0
+                rows[filled] = embedded
+                filled += 1
+        shared = {"channels": channels, "grid_hw": grid_hw}
+        if sums is None:
+            return {**shared, "rows": rows}
+        sums.add_rows(rows[:filled])
+        return {**shared, **sums.state()}
+
+    def _check_known_size(self) -> None:
+        outputs = known_outputs(self.arguments, self.layers)
+        if outputs is not None:
+            self._check_size(outputs)
+
+    def _check_size(self, outputs: Sequence[Shape]) -> None:
+        """Raise ConfigError unless the sums over outputs of these shapes can be held."""
+        d = min(self.arguments.d_reduced, sum(shape[0] for shape in outputs))
+        _, height, width = outputs[0]
+        size = sums_bytes(height * width, d)
+        if size > LARGEST_SUMS:
+            raise ConfigError(
+                f"{self.name}: fitting would sum up {size / 2**30:.1f} GiB, and {LARGEST_SUMS / 2**30:g} GiB are "
+                f"allowed: {d} channels at {height} x {width} places take 4 * {height * width} * {d} * ({d} + 3) = "
+                f"{size} bytes; lower image_size ({self.arguments.image_size}) or d_reduced "
+                f"({self.arguments.d_reduced}), or name layers of which the first is coarser"
+            )
 
     def _draw_channels(self, counts: Sequence[int]) -> NDArray[np.int64]:
         total = sum(counts)
@@ -84,12 +122,12 @@ class Padim(BackboneDetector[PadimArguments]):
             rows = [state["rows"] for state in states]
             if sum(map(len, rows)) <= rows[0].shape[2]:
                 return {**shared, "rows": np.concatenate(rows)}
-        return {**shared, **_Sums.of(states).state()}
+        return {**shared, **Sums.of(states).state()}
 
     def finalize(self, state: State) -> Self:
         from pyimgano_dask.detectors.deep.gaussians import whitening
 
-        summed = _Sums.of([state])
+        summed = Sums.of([state])
         mean = summed.total / summed.count
         fitted = {
             "channels": state["channels"],
@@ -121,6 +159,24 @@ class Padim(BackboneDetector[PadimArguments]):
         if is_out_of_order or grid_hw.min() < 1 or int(np.prod(grid_hw)) != n_places:
             shapes = {key: value.shape for key, value in fitted.items()}
             raise ConfigError(f"{self.name}: the arrays of the state do not fit each other: {shapes}")
+        self._check_backbone(int(channels[-1]), (int(grid_hw[0]), int(grid_hw[1])))
+
+    def _check_backbone(self, last_channel: int, grid_hw: tuple[int, int]) -> None:
+        """Raise ConfigError where the backbone is known not to have these channels and places."""
+        outputs = known_outputs(self.arguments, self.layers)
+        if outputs is None:
+            return
+        backbone, n_channels, grid = self.arguments.backbone, sum(shape[0] for shape in outputs), outputs[0][1:]
+        if last_channel >= n_channels:
+            raise ConfigError(
+                f"{self.name}: the state names channel {last_channel}, and {', '.join(self.layers)} of {backbone} "
+                f"have {n_channels} (0 to {n_channels - 1}); fit it anew"
+            )
+        if grid_hw != grid:
+            raise ConfigError(
+                f"{self.name}: the state is fitted on a grid of {grid_hw} places, and {self.layers[0]} of {backbone} "
+                f"has {grid} at image_size {self.arguments.image_size}; fit it anew"
+            )
 
     def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
         if self._gaussians is None:
@@ -138,40 +194,3 @@ def _gaussians(device: str | None, fitted: State) -> Gaussians:
     from pyimgano_dask.detectors.deep.gaussians import Gaussians
 
     return Gaussians(device, *(fitted[key] for key in Padim.fitted_names))
-
-
-class _Sums:
-    """Sums over images at each place: of features, float64 (P, d), and of the lower triangle of their products."""
-
-    def __init__(self, n_places: int, d: int) -> None:
-        self.count = 0
-        self.total = np.zeros((n_places, d))
-        self.products = np.zeros((n_places, d * (d + 1) // 2))
-
-    @classmethod
-    def of(cls, states: Sequence[State]) -> Self:
-        """The sums of several summaries."""
-        n_places, d = states[0]["rows"].shape[1:] if "rows" in states[0] else states[0]["total"].shape
-        sums = cls(n_places, d)
-        for state in states:
-            if "rows" in state:
-                sums._add_rows(state["rows"])
-            else:
-                sums.count += int(state["count"])
-                sums.total += state["total"]
-                sums.products += state["products"]
-        return sums
-
-    def _add_rows(self, rows: NDArray[np.float32]) -> None:
-        """Add the features of some images, (n, P, d)."""
-        below = np.tril_indices(rows.shape[2])
-        self.count += len(rows)
-        self.total += rows.sum(axis=0, dtype=np.float64)
-        for start in range(0, rows.shape[1], PLACES_AT_ONCE):
-            places = slice(start, start + PLACES_AT_ONCE)
-            block = rows[:, places].transpose(1, 2, 0).astype(np.float64)
-            self.products[places] += np.matmul(block, block.transpose(0, 2, 1))[:, below[0], below[1]]
-
-    def state(self) -> State:
-        """The sums as a summary."""
-        return {"count": np.array(self.count, np.int64), "total": self.total, "products": self.products}

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from pyimgano_dask.detectors.base import Image, Prediction, State
 from pyimgano_dask.detectors.deep.arguments import BackboneArguments
-from pyimgano_dask.detectors.deep.coreset import Floats, coreset
+from pyimgano_dask.detectors.deep.coreset import Floats, grouped, thinned
 from pyimgano_dask.detectors.deep.detector import BackboneDetector, at_image_size
+from pyimgano_dask.detectors.deep.outputs import known_outputs
 from pyimgano_dask.detectors.lazy import Lazy
 from pyimgano_dask.detectors.registry import register
+from pyimgano_dask.detectors.shared_knobs import smoothing_sigma_knob
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import knob
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 # Of each batch so many times the share that the bank keeps in the end is kept at first.
 CANDIDATES = 4
 LARGEST_BANK = 1 << 16
+# Most bytes of patches that are held before they are thinned.
+BYTES_AT_ONCE = 1 << 28
 
 
 class PatchcoreArguments(BackboneArguments):
@@ -33,9 +38,7 @@ class PatchcoreArguments(BackboneArguments):
         0.01, f"Share of the patches of normal images that the memory bank keeps, at most {LARGEST_BANK}.", gt=0, le=1
     )
     n_neighbors: int = knob(9, "Patches of the bank that the score is weighed by; 1 takes the distance alone.", ge=1)
-    smoothing_sigma: float = knob(
-        4.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0, le=512
-    )
+    smoothing_sigma: float = smoothing_sigma_knob(4.0)
 
 
 @register
@@ -43,8 +46,9 @@ class Patchcore(BackboneDetector[PatchcoreArguments]):
     """Distance of each patch to the nearest of a coreset of normal patches.
 
     Each batch of training images gives a coreset of its patches, four times as dense as the bank; the bank is the
-    coreset of these. What it holds therefore depends on how the images were batched (`--batch-size`), and on nothing
-    else; memory grows with the number of images only until the largest bank is reached.
+    coreset of these. Summaries of more than `LARGEST_BANK` patches are thinned to as many where they meet, so that the
+    time goes with the number of images and memory does not. What the bank holds depends on how the images were batched
+    (`--batch-size`), and on nothing else.
     """
 
     name = "vision_patchcore"
@@ -63,25 +67,27 @@ class Patchcore(BackboneDetector[PatchcoreArguments]):
         from pyimgano_dask.detectors.deep.patches import patch_features
 
         batches = self.extractor.get().batches(images)
-        patches = np.concatenate([patch_features(features).flatten(0, 1).cpu().numpy() for features in batches])
-        share = min(1.0, CANDIDATES * self.arguments.coreset_sampling_ratio)
-        kept = self._thinned(patches, math.ceil(share * len(patches)))
-        return {"count": np.array(len(patches), np.int64), "patches": kept}
+        of_images = chain.from_iterable(patch_features(features).cpu().numpy() for features in batches)
+        return self.merge([self._summary(parts) for parts in grouped(of_images, BYTES_AT_ONCE)])
 
-    def _thinned(self, patches: Floats, count: int) -> Floats:
-        kept: Floats = patches[coreset(patches, min(count, LARGEST_BANK), self.arguments.random_state)]
-        return kept
+    def _summary(self, parts: Sequence[Floats]) -> State:
+        count = sum(map(len, parts))
+        share = min(1.0, CANDIDATES * self.arguments.coreset_sampling_ratio)
+        kept = thinned(parts, min(math.ceil(share * count), LARGEST_BANK), self.arguments.random_state)
+        seed = np.array(self.arguments.random_state, np.int64)
+        return {"count": np.array(count, np.int64), "patches": kept, "random_state": seed}
 
     @classmethod
     def merge(cls, states: Sequence[State]) -> State:
-        patches = np.concatenate([state["patches"] for state in states])
-        if len(patches) > 2 * LARGEST_BANK:
-            patches = patches[coreset(patches, LARGEST_BANK, 0)]
-        return {"count": np.array(sum(int(state["count"]) for state in states), np.int64), "patches": patches}
+        seed = states[0]["random_state"]
+        patches = thinned([state["patches"] for state in states], LARGEST_BANK, int(seed))
+        count = sum(int(state["count"]) for state in states)
+        return {"count": np.array(count, np.int64), "patches": patches, "random_state": seed}
 
     def finalize(self, state: State) -> Self:
         count = math.ceil(self.arguments.coreset_sampling_ratio * int(state["count"]))
-        return self.with_fitted({"memory_bank": self._thinned(state["patches"], count)})
+        bank = thinned([state["patches"]], min(count, LARGEST_BANK), self.arguments.random_state)
+        return self.with_fitted({"memory_bank": bank})
 
     def with_fitted(self, fitted: State) -> Self:
         new = super().with_fitted(fitted)
@@ -93,6 +99,13 @@ class Patchcore(BackboneDetector[PatchcoreArguments]):
         if bank.ndim != 2 or bank.size == 0 or bank.dtype.kind != "f":
             raise ConfigError(
                 f"{self.name}: the state's memory_bank must be fractions (M, C), got {bank.dtype} {bank.shape}"
+            )
+        outputs = known_outputs(self.arguments, self.layers)
+        n_channels = bank.shape[1] if outputs is None else sum(shape[0] for shape in outputs)
+        if bank.shape[1] != n_channels:
+            raise ConfigError(
+                f"{self.name}: the state's memory_bank has patches of {bank.shape[1]} channels, and "
+                f"{', '.join(self.layers)} of {self.arguments.backbone} have {n_channels}; fit it anew"
             )
 
     def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:

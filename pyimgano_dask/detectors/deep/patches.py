@@ -48,7 +48,7 @@ class MemoryBank:
         """
         with torch.inference_mode(), torch.autocast(self._bank.device.type, enabled=False):
             nearest = self._nearest(patches)
-            distances = torch.linalg.vector_norm(patches - self._bank[nearest], dim=1)
+            distances = torch.linalg.vector_norm(self._bank[nearest].sub_(patches), dim=1)
             worst = int(distances.argmax())
             score = float(distances[worst])
             around = self._around(int(nearest[worst]), n_neighbors)
@@ -60,16 +60,19 @@ class MemoryBank:
 
     def _nearest(self, patches: torch.Tensor) -> torch.Tensor:
         """Row of the bank nearest to each patch."""
-        best = torch.full((len(patches),), torch.inf, device=patches.device)
-        rows = torch.zeros(len(patches), dtype=torch.int64, device=patches.device)
-        for start in range(0, len(self._bank), BANK_ROWS_AT_ONCE):
-            block = slice(start, start + BANK_ROWS_AT_ONCE)
-            apart = torch.addmm(self._squares[block], patches, self._bank[block].T, alpha=-2)
-            smallest, where = apart.min(dim=1)
+        best, rows = self._nearest_in(0, patches)
+        for start in range(BANK_ROWS_AT_ONCE, len(self._bank), BANK_ROWS_AT_ONCE):
+            smallest, where = self._nearest_in(start, patches)
             closer = smallest < best
             best = torch.where(closer, smallest, best)
-            rows = torch.where(closer, where + start, rows)
+            rows = torch.where(closer, where, rows)
         return rows
+
+    def _nearest_in(self, start: int, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared distance, less the patch's own square, and row of the nearest in the block from row `start`."""
+        block = slice(start, start + BANK_ROWS_AT_ONCE)
+        smallest, where = torch.addmm(self._squares[block], patches, self._bank[block].T, alpha=-2).min(dim=1)
+        return smallest, where + start
 
     def _around(self, row: int, count: int) -> torch.Tensor:
         """Rows of the bank nearest to one of them, itself among them."""

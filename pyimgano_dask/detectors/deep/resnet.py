@@ -121,6 +121,16 @@ class ResNet(nn.Module):
         return [outputs[layer] for layer in self.layers]
 
 
+def output_shapes(name: str, layers: tuple[str, ...], size: int) -> list[tuple[int, int, int]]:
+    """(C, h, w) of what `ResNet(name, layers)` gives for an image of `size` x `size` pixels."""
+    shapes = []
+    for layer in layers:
+        stage = STAGES.index(layer)
+        side = math.ceil(size / 2 ** (stage + 2))
+        shapes.append((STEM_CHANNELS * 2**stage * ARCHITECTURES[name].expansion, side, side))
+    return shapes
+
+
 def initialise(net: nn.Module, seed: int) -> None:
     """Draw weights as He et al. (Delving Deep into Rectifiers, ICCV 2015) do: normal, variance 2 / fan-out.
 

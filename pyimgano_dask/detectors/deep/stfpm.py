@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 import cv2
 import numpy as np
 
-from pyimgano_dask.detectors.base import Image, Prediction, State, subsample
+from pyimgano_dask.detectors.base import Image, Prediction, State
 from pyimgano_dask.detectors.deep.arguments import RESNETS, BackboneArguments
 from pyimgano_dask.detectors.deep.detector import BackboneDetector, Floats, at_image_size
-from pyimgano_dask.detectors.deep.squares import stack_squares
+from pyimgano_dask.detectors.deep.learning import TrainedDetector, TrainingArguments
 from pyimgano_dask.detectors.lazy import Lazy
 from pyimgano_dask.detectors.registry import register
+from pyimgano_dask.detectors.shared_knobs import smoothing_sigma_knob
 from pyimgano_dask.settings.knob import knob
 
 if TYPE_CHECKING:
@@ -23,20 +24,14 @@ if TYPE_CHECKING:
 STUDENT = "student/"
 
 
-class StfpmArguments(BackboneArguments):
+class StfpmArguments(TrainingArguments, BackboneArguments):
     """Arguments of `vision_stfpm`."""
 
-    image_size: int = knob(256, "Side of the square that images are resized to, in pixels.", ge=64, le=4096)
     epochs: int = knob(30, "Times that training goes through the images (the paper: 100).", ge=1)
     batch_size: int = knob(8, "Most images of one step of training (the paper: 32).", ge=1)
     lr: float = knob(0.4, "Learning rate of stochastic gradient descent with momentum 0.9.", gt=0, le=1e30)
     weight_decay: float = knob(1e-4, "Weight decay of training.", ge=0, le=1)
-    max_train_images: int = knob(
-        256, "Training images to use; more are subsampled. Bounds the time and the memory of training.", ge=1
-    )
-    smoothing_sigma: float = knob(
-        0.0, "Gaussian smoothing of the map, in pixels of image_size; 0 is none.", ge=0, le=512
-    )
+    smoothing_sigma: float = smoothing_sigma_knob(0.0)
 
     def model_post_init(self, context: Any, /) -> None:
         """Check what the types cannot say."""
@@ -49,7 +44,7 @@ class StfpmArguments(BackboneArguments):
 
 
 @register
-class Stfpm(BackboneDetector[StfpmArguments]):
+class Stfpm(TrainedDetector[StfpmArguments], BackboneDetector[StfpmArguments]):
     """Distance between the features of a teacher and of a student that learned them on normal images.
 
     At each place of a layer: ½ ‖t − s‖² of the features t and s, each brought to length 1. The map is the geometric
@@ -64,21 +59,10 @@ class Stfpm(BackboneDetector[StfpmArguments]):
     arguments_type = StfpmArguments
     default_layers = ("layer1", "layer2", "layer3")
     fitted_names = ()
-    trains_network = True
 
     def __init__(self, arguments: StfpmArguments) -> None:
         super().__init__(arguments)
         self._pair: Lazy[StudentAndTeacher] | None = None
-
-    def select_training(self, n_images: int) -> Sequence[int]:
-        return subsample(n_images, self.arguments.max_train_images, self.arguments.random_state)
-
-    def accumulate(self, images: Sequence[Image]) -> State:
-        return {"images": stack_squares(images, self.arguments.image_size)}
-
-    @classmethod
-    def merge(cls, states: Sequence[State]) -> State:
-        return {"images": np.concatenate([state["images"] for state in states])}
 
     def finalize(self, state: State) -> Self:
         from pyimgano_dask.detectors.deep.pyramid import train_student
@@ -93,11 +77,11 @@ class Stfpm(BackboneDetector[StfpmArguments]):
 
     def with_state(self, state: State) -> Self:
         opened = super().with_state(state)
-        from pyimgano_dask.detectors.deep.backbones import check_weights
+        from pyimgano_dask.detectors.deep.backbones import checked_weights
 
         student = {key.removeprefix(STUDENT): state[key] for key in state if key.startswith(STUDENT)}
-        check_weights(self.arguments, self.layers, student, f"{self.name}: the student in the state")
-        return opened.with_fitted(student)
+        source = f"{self.name}: the student in the state"
+        return opened.with_fitted(checked_weights(self.arguments, self.layers, student, source))
 
     def with_fitted(self, fitted: State) -> Self:
         new = super().with_fitted(fitted)

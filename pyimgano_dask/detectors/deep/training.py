@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.deep.backbones import chosen_device
 from pyimgano_dask.detectors.devices import is_here
+from pyimgano_dask.detectors.epochs import tell_epoch
 from pyimgano_dask.errors import ConfigError
 
 Indices = NDArray[np.int64]
@@ -64,6 +65,7 @@ def train(
                 f"{detector}: training diverged in epoch {epoch + 1} of {epochs}: the loss or the weights are not "
                 f"finite; lr {group['lr']:g} is too high for these images, take a lower one (--model-kwargs, lr)"
             )
+        tell_epoch(epoch + 1, epochs)
     return losses
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import State
 from pyimgano_dask.errors import ConfigError
@@ -26,31 +27,50 @@ def without_weights(make: Callable[[], Network]) -> Network:
 
 
 def shapes_of(make: Callable[[], torch.nn.Module]) -> Shapes:
-    """The shape of every array that the network computes with, by name."""
+    """The shape of every array that the network has learned, by name."""
     with torch.device("meta"):
-        return {key: tuple(value.shape) for key, value in parameters(make()).items()}
+        return learned_shapes(make())
 
 
-def parameters(net: torch.nn.Module) -> Mapping[str, torch.Tensor]:
-    """What a network computes with, by name."""
-    return {key: value for key, value in net.state_dict().items() if not _is_counter(key)}
+def learned_shapes(net: torch.nn.Module) -> Shapes:
+    """The shape of every array that a network has learned, by name.
+
+    These are its fractions. Whole numbers in a network, such as tables of positions and counters, are of its making.
+    """
+    return {key: tuple(value.shape) for key, value in net.state_dict().items() if value.is_floating_point()}
 
 
-def as_arrays(tensors: Mapping[str, Any]) -> State:
-    """float32 copies in the order of dimensions that the tensors have."""
-    return {
-        key: np.array(value.detach().cpu().float().numpy(), order="C")
-        for key, value in tensors.items()
-        if not _is_counter(key)
-    }
+def as_arrays(tensors: Mapping[str, torch.Tensor]) -> State:
+    """float32 copies of what was learned, in the order of dimensions that the tensors have."""
+    return {key: _as_float32(value) for key, value in tensors.items() if value.is_floating_point()}
 
 
 def load_arrays(net: torch.nn.Module, weights: State) -> None:
-    """Set the weights of a network."""
+    """Set the weights of a network; `weights` are float32 in this machine's order of bytes."""
     net.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in weights.items()}, strict=False)
 
 
-def check_fit(shapes: Shapes, found: Mapping[str, Any], source: str, network: str) -> None:
+def fitting_weights(shapes: Shapes, found: Mapping[str, Any], source: str, network: str) -> State:
+    """Those of the tensors or arrays `found` that the network has a place for: float32, as this machine orders bytes.
+
+    Raises ConfigError naming `source` unless every place is filled, by finite fractions of its shape; `network` names
+    the network in words.
+    """
+    _check_fit(shapes, found, source, network)
+    weights = {key: _as_float32(found[key]) for key in shapes}
+    _check_finite(weights, source)
+    return weights
+
+
+def _as_float32(values: torch.Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """In the order of its dimensions; what float32 cannot hold becomes infinite."""
+    if isinstance(values, torch.Tensor):
+        return np.array(values.detach().cpu().float().numpy(), order="C")
+    with np.errstate(over="ignore"):
+        return np.asarray(values, dtype=np.float32, order="C")
+
+
+def _check_fit(shapes: Shapes, found: Mapping[str, Any], source: str, network: str) -> None:
     """Raise ConfigError naming `source` unless every array of the network is there in its shape, as plain fractions."""
     strange = [key for key in shapes if key in found and not _is_plain(found[key])]
     if strange:
@@ -73,7 +93,7 @@ def _is_plain(values: Any) -> bool:
     return bool(values.dtype.kind == "f")
 
 
-def check_finite(weights: State, source: str) -> None:
+def _check_finite(weights: State, source: str) -> None:
     """Raise ConfigError naming `source` unless all numbers are finite, and variances at least 0."""
     negative = next((key for key, value in weights.items() if key.endswith("running_var") and (value < 0).any()), None)
     if negative is not None:
@@ -81,7 +101,3 @@ def check_finite(weights: State, source: str) -> None:
     broken = next((key for key, value in weights.items() if not np.isfinite(value).all()), None)
     if broken is not None:
         raise ConfigError(f"{source}: {broken} must hold finite numbers only; the file is damaged")
-
-
-def _is_counter(key: str) -> bool:
-    return key.endswith("num_batches_tracked")

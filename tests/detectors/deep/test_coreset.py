@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pyimgano_dask.detectors.deep.coreset import coreset
+from pyimgano_dask.detectors.deep.coreset import LEVELS, coreset, grouped, thinned
 
 
 def points_of(seed: int, n: int, d: int) -> NDArray[np.float32]:
@@ -61,3 +61,39 @@ def test_the_choice_is_the_same_for_any_number_of_threads(d: int) -> None:
     with threadpool_limits(2):
         together = coreset(points, 100, 7)
     assert np.array_equal(alone, together)
+
+
+def plainly_chosen(points: NDArray[np.float32], count: int) -> list[int]:
+    """The greedy choice one by one, in whole numbers; of points that are as far the first."""
+    whole = points.astype(np.int64)
+    centre = np.rint(whole.mean(axis=0)).astype(np.int64)
+    chosen = [int(np.argmax((whole**2).sum(axis=1) - 2 * whole @ centre))]
+    nearest = ((whole - whole[chosen[0]]) ** 2).sum(axis=1)
+    while len(chosen) < count and nearest.max() > 0:
+        chosen.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, ((whole - whole[chosen[-1]]) ** 2).sum(axis=1))
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize(("n", "d", "values", "count"), [(5000, 12, 255, 300), (5000, 3, 4, 60), (3000, 4, 20, 400)])
+def test_the_choice_is_that_of_the_plain_algorithm(n: int, d: int, values: int, count: int) -> None:
+    points = np.random.default_rng(n + d).integers(-values, values + 1, (n, d)).astype(np.float32)
+    points[0, 0] = LEVELS
+    assert coreset(points, count, 0).tolist() == plainly_chosen(points, count)
+
+
+@pytest.mark.parametrize("d", [5, 200])
+def test_points_of_several_arrays_are_thinned_as_those_of_one(d: int) -> None:
+    points = points_of(6, 400, d)
+    parts = [points[:7], points[7:250], points[250:]]
+    assert np.array_equal(thinned(parts, 50, 3), points[coreset(points, 50, 3)])
+    assert np.array_equal(thinned(parts, 400, 3), points)
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), most=st.integers(1, 12))
+def test_groups_hold_all_points_in_order_and_no_more_than_they_may(sizes: list[int], most: int) -> None:
+    points = points_of(0, sum(sizes), 3)
+    arrays = np.split(points, np.cumsum(sizes)[:-1])
+    groups = [np.concatenate(parts) for parts in grouped(arrays, most * points[0].nbytes)]
+    assert np.array_equal(np.concatenate(groups), points)
+    assert max(map(len, groups)) <= most

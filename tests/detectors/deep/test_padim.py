@@ -10,7 +10,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="vision_padim needs torch")
 
+from pyimgano_dask.detectors.deep.gaussians import embed  # noqa: E402
 from pyimgano_dask.detectors.deep.padim import Padim  # noqa: E402
+from pyimgano_dask.detectors.deep.sums import LARGEST_SUMS, sums_bytes  # noqa: E402
+from pyimgano_dask.detectors.model_files import ModelFiles  # noqa: E402
+from pyimgano_dask.errors import ConfigError  # noqa: E402
 from tests.detectors.images import draw_images  # noqa: E402
 
 SIDE = 48
@@ -99,8 +103,6 @@ def test_the_summary_of_many_images_is_no_larger_than_that_of_some() -> None:
 
 
 def test_other_arrays_are_refused() -> None:
-    from pyimgano_dask.errors import ConfigError
-
     state = Padim.create(image_size=SIDE, d_reduced=6).fit(draw_images(1, "rgb", SIZES_HW[:2])).state()
     detector = Padim.create(image_size=SIDE, d_reduced=6)
     with pytest.raises(ConfigError, match="do not fit each other"):
@@ -120,9 +122,52 @@ def test_other_arrays_are_refused() -> None:
 
 
 def test_features_without_a_covariance_are_told() -> None:
-    from pyimgano_dask.errors import ConfigError
-
     detector = Padim.create(image_size=SIDE, d_reduced=6)
     state = detector.accumulate(draw_images(1, "rgb", SIZES_HW[:3]))
     with pytest.raises(ConfigError, match=r"no covariance that can be inverted.*weights"):
         detector.finalize({**state, "rows": state["rows"] * np.float32(1e30)})
+
+
+def test_a_batch_of_many_images_is_summed_up_at_once() -> None:
+    images = draw_images(1, "rgb", SIZES_HW[:15])
+    detector = Padim.create(image_size=SIDE, d_reduced=6)
+    summed = detector.accumulate(images)
+    size = summed["total"].nbytes + summed["products"].nbytes
+    assert size == sums_bytes((SIDE // 4) ** 2, 6)
+    parts = Padim.merge([detector.accumulate(images[start : start + 3]) for start in range(0, 15, 3)])
+    assert summed.keys() == parts.keys()
+    for key, values in summed.items():
+        np.testing.assert_allclose(values, parts[key], rtol=1e-12)
+
+
+@pytest.mark.parametrize("step", ["opened", "accumulate"])
+def test_sums_that_no_machine_holds_are_refused_before_the_network_runs(step: str) -> None:
+    detector = Padim.create(image_size=4096, d_reduced=400)
+    words = r"629\.7 GiB, and 4 GiB are allowed: 400 channels at 1024 x 1024 places .*lower image_size \(4096\)"
+    with pytest.raises(ConfigError, match=words):
+        detector.opened(ModelFiles()) if step == "opened" else detector.accumulate(draw_images(1, "rgb", SIZES_HW[:1]))
+
+
+def test_the_papers_largest_network_is_allowed() -> None:
+    assert sums_bytes(56 * 56, 550) <= LARGEST_SUMS < sums_bytes(256 * 256, 200)
+
+
+def test_a_state_of_another_backbone_or_size_is_refused() -> None:
+    detector = Padim.create(image_size=SIDE, d_reduced=6)
+    state = detector.fit(draw_images(1, "rgb", SIZES_HW[:2])).state()
+    beyond = np.concatenate([state["channels"][:-1], [448]])
+    with pytest.raises(ConfigError, match=r"channel 448, and layer1, layer2, layer3 of resnet18 have 448 \(0 to 447\)"):
+        detector.with_state({**state, "channels": beyond})
+    with pytest.raises(ConfigError, match=r"grid of \(12, 12\) places, and layer1 of resnet18 has \(16, 16\)"):
+        Padim.create(image_size=64, d_reduced=6).with_state(state)
+
+
+@pytest.mark.parametrize("scale", [2, 1.5])
+def test_a_coarser_layer_is_brought_to_the_grid_by_nearest_neighbour(scale: float) -> None:
+    fine = torch.arange(144.0).reshape(1, 12, 12)
+    coarse = torch.arange((12 / scale) ** 2).reshape(1, int(12 / scale), -1)
+    out = torch.empty(144, 2)
+    embed([fine, coarse], np.arange(2), out)
+    rows = (np.arange(12) / scale).astype(int)
+    assert np.array_equal(out[:, 0].numpy(), fine.flatten().numpy())
+    assert np.array_equal(out[:, 1].numpy(), coarse[0].numpy()[np.ix_(rows, rows)].ravel())

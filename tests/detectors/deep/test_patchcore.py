@@ -11,8 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="vision_patchcore needs torch")
 
 from pyimgano_dask.detectors.deep import patches as patch_module  # noqa: E402
-from pyimgano_dask.detectors.deep.patchcore import Patchcore  # noqa: E402
+from pyimgano_dask.detectors.deep.patchcore import LARGEST_BANK, Patchcore  # noqa: E402
 from pyimgano_dask.detectors.deep.patches import MemoryBank, patch_features  # noqa: E402
+from pyimgano_dask.errors import ConfigError  # noqa: E402
 from tests.detectors.images import draw_images  # noqa: E402
 
 SIDE = 64
@@ -88,3 +89,20 @@ def test_a_normal_image_is_near_and_a_defect_far() -> None:
     y, x = np.unravel_index(prediction.maps[1].argmax(), (SIDE, SIDE))
     assert 12 <= y < 36
     assert 12 <= x < 36
+
+
+def test_a_summary_never_holds_more_than_the_largest_bank() -> None:
+    grid = np.stack(np.meshgrid(*[np.arange(5, dtype=np.float32)] * 3), axis=-1).reshape(-1, 3)
+    state = {"count": np.array(400_000), "patches": np.repeat(grid, 300, axis=0), "random_state": np.array(7)}
+    assert len(Patchcore.merge([state])["patches"]) == 37_500
+    both = Patchcore.merge([state, state])
+    assert np.array_equal(np.unique(both["patches"], axis=0), np.unique(grid, axis=0))
+    assert len(both["patches"]) <= LARGEST_BANK
+    assert (int(both["count"]), int(both["random_state"])) == (800_000, 7)
+
+
+def test_a_bank_of_other_channels_is_refused() -> None:
+    detector = Patchcore.create(image_size=SIDE)
+    state = detector.fit(draw_images(1, "rgb", [(SIDE, SIDE)] * 2)).state()
+    with pytest.raises(ConfigError, match=r"383 channels, and layer2, layer3 of resnet18 have 384.*fit it anew"):
+        detector.with_state({**state, "memory_bank": state["memory_bank"][:, :-1]})

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="residual networks need torch")
 
-from pyimgano_dask.detectors.deep.resnet import STAGES, ResNet, fused, initialise  # noqa: E402
+from pyimgano_dask.detectors.deep.resnet import STAGES, ResNet, fused, initialise, output_shapes  # noqa: E402
 
 # Parameters of the published networks without their last, fully connected layer.
 PARAMETERS = {"resnet18": 11_176_512, "resnet50": 23_508_032, "wide_resnet50_2": 66_834_240}
@@ -93,3 +93,12 @@ def test_drawn_weights_depend_on_the_seed_alone() -> None:
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     assert float(first.std()) == pytest.approx(np.sqrt(2 / (64 * 49)), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
+@pytest.mark.parametrize("size", [16, 33, 100])
+def test_the_shapes_of_outputs_are_known_without_running_it(name: str, size: int) -> None:
+    layers = ("layer3", "layer1", "layer4")
+    with torch.device("meta"):
+        outputs = ResNet(name, layers).eval()(torch.empty(1, 3, size, size))
+    assert [tuple(output.shape[1:]) for output in outputs] == output_shapes(name, layers, size)

@@ -1,0 +1,156 @@
+"""What to know of thresholds from a config where flags change the scores or maps that they were calibrated with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyimgano_dask.dataflow.detector_advice import ARGUMENTS, argument_for
+from pyimgano_dask.dataflow.making import given_arguments
+from pyimgano_dask.dataflow.preflight import Preflight, real_path
+from pyimgano_dask.detectors.amp import device_of, missing_for_amp
+from pyimgano_dask.detectors.base import Detector
+from pyimgano_dask.detectors.devices import device_here
+from pyimgano_dask.detectors.registry import PYIMGANO_PREFIX
+from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.settings.catalog import knobs
+from pyimgano_dask.settings.resolve import Resolved
+from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings
+from pyimgano_dask.storage.files import kind_at
+from pyimgano_dask.transfers import ONCE
+
+# Arguments that say how a threshold or a fit is made, and change no score of a fitted detector.
+OF_FITTING = frozenset({"contamination", "max_train_images"})
+# Blocks of settings that scores depend on, and what in them they do not.
+OF_SCORES = ("model", "preprocessing", "adaptation")
+NOT_OF_SCORES = ("contamination", "trust_model_file", "save_maps")
+
+
+def calibrated_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
+    """One sentence that names the flags by which this run scores otherwise than the config it takes thresholds from."""
+    has_threshold = resolved.settings.threshold is not None or preflight.pixel_threshold_source == "infer_config"
+    if resolved.config_path is None or preflight.training is not None or not has_threshold:
+        return
+    flags = list(dict.fromkeys(_changes(resolved, preflight)))
+    if flags:
+        verb = "changes" if len(flags) == 1 else "change"
+        yield (
+            f"{', '.join(flags)} {verb} scores or maps, and the thresholds of the config were calibrated with other "
+            "values; give --train-dir to calibrate anew"
+        )
+
+
+def mixes_precision(settings: InferSettings, detector: Detector[Any]) -> bool:
+    """Whether `--amp` changes answers of this detector; on a cluster, whether it may."""
+    if "torch" not in detector.libraries:
+        return False
+    return settings.dataflow.scheduler not in LOCAL_SCHEDULERS or missing_for_amp(device_of(detector)) is None
+
+
+def _changes(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
+    """Flags that change scores or maps, each with the arguments that it changes."""
+    now, configured = resolved.settings, resolved.configured
+    flags = {knob.path: knob.flag for knob in knobs() if knob.flag and knob.path in resolved.explicit}
+    if configured is None:
+        yield from (flag for path, flag in flags.items() if path[0] in OF_SCORES and path[-1] not in NOT_OF_SCORES)
+        return
+    tiling, tiling_before = now.adaptation.tiling, configured.adaptation.tiling
+    if tiling.effective != tiling_before.effective:
+        yield from _differing(flags, ("adaptation", "tiling"), now, configured)
+    correction = now.preprocessing.illumination_contrast
+    correction_before = configured.preprocessing.illumination_contrast
+    if correction != correction_before and (correction.is_on or correction_before.is_on):
+        yield from _differing(flags, ("preprocessing",), now, configured)
+    yield from _changes_of_the_detector(resolved, configured, preflight)
+    if now.dataflow.amp != configured.dataflow.amp and mixes_precision(now, preflight.detector):
+        yield _spelled("--amp", now.dataflow.amp)
+
+
+def _differing(
+    flags: dict[tuple[str, ...], str], block: tuple[str, ...], now: InferSettings, before: InferSettings
+) -> Iterator[str]:
+    """The explicit flags of a block that have another value than in the config."""
+    for path, flag in flags.items():
+        if path[: len(block)] == block and (value := _at(now, path)) != _at(before, path):
+            yield _spelled(flag, value)
+
+
+def _spelled(flag: str, value: Any) -> str:
+    return flag if value is not False else flag.replace("--", "--no-", 1)
+
+
+def _at(settings: InferSettings, path: tuple[str, ...]) -> Any:
+    value: Any = settings
+    for name in path:
+        value = getattr(value, name)
+    return value
+
+
+def _changes_of_the_detector(resolved: Resolved, configured: InferSettings, preflight: Preflight) -> Iterator[str]:
+    now, made = resolved.settings, preflight.made
+    name = configured.model.name
+    if made.detector.name not in (name, f"{PYIMGANO_PREFIX}{name}"):
+        yield "--model"
+        return
+    yield from _changed_arguments(resolved, configured, preflight)
+    path = now.model.checkpoint_path
+    if path is not None and resolved.is_explicit("model.checkpoint_path"):
+        before, sha256 = configured.model.checkpoint_path, configured.checkpoint.sha256
+        is_there = before is not None and _is_one_path(before, path, preflight.base_dir)
+        if not is_there and made.files[path].sha256 != (sha256 or "").lower():
+            yield "--checkpoint-path"
+    if resolved.is_explicit("model.reference_dir") and _is_another_reference(now, configured, preflight):
+        yield "--reference-dir"
+
+
+def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight: Preflight) -> Iterator[str]:
+    """Flags by which arguments of the detector are others than with the config alone."""
+    detector = preflight.made.detector
+    try:
+        kwargs = {**preflight.made.saved_arguments, **given_arguments(configured.model, type(detector))}
+        before = detector.create(**kwargs)
+    except ConfigError:  # flags have mended the config's arguments
+        yield "--model-kwargs"
+        return
+    names = [*before.arguments.model_dump(), *detector.arguments.model_dump()]
+    changed = [
+        name
+        for name in dict.fromkeys(names)
+        if name not in OF_FITTING and _argument(before, name, resolved) != _argument(detector, name, resolved)
+    ]
+    of_settings = {
+        argument_for(setting, type(detector)): _spelled(f"--{setting}", getattr(resolved.settings.model, setting))
+        for setting in ARGUMENTS
+        if resolved.is_explicit(f"model.{setting}")
+    }
+    yield from (of_settings[name] for name in changed if name in of_settings)
+    others = [name for name in changed if name not in of_settings]
+    if others:
+        flag = "--model-kwargs" if resolved.is_explicit("model.model_kwargs") else "--preset"
+        yield f"{flag} ({', '.join(others)})"
+
+
+def _argument(detector: Detector[Any], name: str, resolved: Resolved) -> Any:
+    """The value of an argument; for an unset device of this machine, the device that is taken."""
+    value = getattr(detector.arguments, name, None)
+    is_local = resolved.settings.dataflow.scheduler in LOCAL_SCHEDULERS
+    if name == "device" and is_local and detector.extra is not None:
+        return device_here(value, detector.extra)
+    return value
+
+
+def _is_another_reference(now: InferSettings, configured: InferSettings, preflight: Preflight) -> bool:
+    """Whether images are compared with another image for all than before.
+
+    Another folder of references by name is none: there each image has a reference of its own, as it had before.
+    """
+    folder, before = now.model.reference_dir, configured.model.reference_dir
+    if folder is None or before is None or preflight.references is None:
+        return False
+    was_shared = kind_at(real_path(before, preflight.base_dir), pauses_s=ONCE) == "file"
+    is_shared = preflight.references.shared is not None
+    return (is_shared or was_shared) and not _is_one_path(before, folder, preflight.base_dir)
+
+
+def _is_one_path(one: str, other: str, base_dir: str) -> bool:
+    return real_path(one, base_dir) == real_path(other, base_dir)

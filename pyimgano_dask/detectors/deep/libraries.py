@@ -1,0 +1,135 @@
+"""Networks of timm and torchvision: making their feature extractors, and where the weights of these come from.
+
+Weights go by the names that the extractor has. They are those of the whole network, except in timm, which renames
+parts of many networks when it makes an extractor of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+
+from pyimgano_dask.detectors.base import State
+from pyimgano_dask.detectors.deep.arguments import LIBRARIES
+from pyimgano_dask.detectors.deep.weights import Shapes, learned_shapes, load_arrays
+from pyimgano_dask.detectors.exported.runner import in_words
+from pyimgano_dask.errors import ConfigError
+
+_MODULES = {"timm": "timm", "torchvision": "torchvision.models"}
+
+
+def library_shapes(name: str, layers: tuple[str, ...]) -> Shapes:
+    """The shape of every array that the extractor of a library has learned, by name; `name` is LIBRARY:NETWORK.
+
+    Raises ConfigError when the library is missing, or has no such network or layers.
+    """
+    return learned_shapes(_extractor(name, layers))
+
+
+def library_network(name: str, layers: tuple[str, ...], weights: State) -> torch.nn.Module:
+    """The extractor of a library with these weights, as `library_shapes` names them.
+
+    It takes float (N, 3, S, S) and gives (N, C, h, w) for each layer: a list in timm, by name in torchvision.
+    Networks whose values lie in the order (N, h, w, C) are brought to it.
+    """
+    net = _extractor(name, layers)
+    load_arrays(net, weights)
+    return net
+
+
+def pretrained_weights(name: str) -> Mapping[str, torch.Tensor]:
+    """The pretrained state dict that an installed library has, or fetches, for a whole network.
+
+    What libraries say while they fetch goes to standard error. Raises ConfigError when there is none to be had.
+    """
+    library, _, model = name.partition(":")
+    tried = [library] if library in LIBRARIES else list(LIBRARIES)
+    model = model or name
+    faults = []
+    for candidate in tried:
+        try:
+            with redirect_stdout(sys.stderr):
+                if candidate == "timm":
+                    whole = _library("timm").create_model(model, pretrained=True)
+                else:
+                    whole = _library("torchvision").get_model(model, weights="DEFAULT")
+        except (ConfigError, RuntimeError, ValueError, OSError, ImportError, LookupError) as error:
+            faults.append(f"{candidate}: {error if isinstance(error, ConfigError) else in_words(error)}")
+        else:
+            found: Mapping[str, torch.Tensor] = whole.state_dict()
+            return found
+    raise ConfigError(
+        f"pretrained weights of {name} are not at hand ({'; '.join(faults)}); give a file of them with weights_path in "
+        "--model-kwargs, or --no-pretrained"
+    )
+
+
+def named_as_wanted(found: Mapping[str, Any], wanted: Collection[str]) -> Mapping[str, Any]:
+    """The arrays of a whole network of timm under the names that its extractor has for them; others stay.
+
+    timm's extractors put `model.` or `body.` before the whole name, or write its first dot as `_`. Arrays that have
+    a wanted name already keep it.
+    """
+    renamed = {
+        form: value
+        for key, value in found.items()
+        for form in (f"model.{key}", f"body.{key}", key.replace(".", "_", 1))
+        if form in wanted
+    }
+    return {**renamed, **found}
+
+
+def _extractor(name: str, layers: tuple[str, ...]) -> torch.nn.Module:
+    """An extractor, its weights yet to be set."""
+    library, _, model = name.partition(":")
+    module = _library(library)
+    try:
+        return _of_timm(module, model, layers) if library == "timm" else _of_torchvision(module, model, layers)
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+        raise ConfigError(f"backbone {name!r} with layers {list(layers)}: {in_words(error)}") from None
+
+
+def _of_timm(timm: Any, model: str, layers: tuple[str, ...]) -> torch.nn.Module:
+    indices = {"out_indices": sorted(int(layer) for layer in layers)} if layers else {}
+    net: torch.nn.Module = timm.create_model(model, pretrained=False, features_only=True, **indices)
+    if getattr(net, "output_fmt", "NCHW") == "NHWC":
+        net.register_forward_hook(lambda module, inputs, outputs: [value.permute(0, 3, 1, 2) for value in outputs])
+    return net
+
+
+def _of_torchvision(models: Any, model: str, layers: tuple[str, ...]) -> torch.nn.Module:
+    if model.lower() not in models.list_models(module=models):
+        raise ConfigError(
+            f"backbone 'torchvision:{model}' is no classification network of torchvision; "
+            "torchvision.models.list_models(module=torchvision.models) lists those"
+        )
+    whole = models.get_model(model, weights=None)
+    extraction = importlib.import_module("torchvision.models.feature_extraction")
+    net: torch.nn.Module = extraction.create_feature_extractor(whole, list(layers))
+    if isinstance(whole, models.SwinTransformer):
+        net.register_forward_hook(_swin_channels_first)
+    return net
+
+
+def _swin_channels_first(module: torch.nn.Module, inputs: Any, outputs: Mapping[str, torch.Tensor]) -> Any:
+    """Outputs of torchvision's Swin: between its first convolution and its last norm they are (N, h, w, C)."""
+    return {
+        layer: value.permute(0, 3, 1, 2)
+        if layer.partition(".")[0] in ("features", "norm") and not f"{layer}.".startswith("features.0.0.")
+        else value
+        for layer, value in outputs.items()
+    }
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(_MODULES[name])
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"backbone {name}:NAME needs {name}, which cannot be loaded here ({error}); install it"
+        ) from None

@@ -1,0 +1,163 @@
+"""Thresholds from a config, and flags that change the scores and maps that they were calibrated with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyimgano_dask
+from tests.conftest import DaskCluster, infer_command
+
+Workplace = Callable[[str], Path]
+
+TOLD = "the thresholds of the config were calibrated with other values; give --train-dir to calibrate anew"
+MODEL = {"model": "vision_pixel_mad_map", "model_kwargs": {"resize_hw": [64, 64], "topk": 0.02}}
+
+
+def train(folder: Path, **settings: Any) -> None:
+    with chdir(folder):
+        pyimgano_dask.infer(
+            train_dir="set/train/good",
+            input="set/test/good",
+            defects=True,
+            run_dir="run",
+            **{"scheduler": "sync", **settings},
+        )
+
+
+def told_by(**flags: Any) -> list[str]:
+    """What a run from the config, with further flags, says of its thresholds: the flags it names."""
+    given = {"infer_config": "run/infer_config.json", "input": "set/test/good", "scheduler": "sync", **flags}
+    warnings = [line for line in pyimgano_dask.infer(**given).warnings if "thresholds of the config" in line]
+    assert all(line.endswith(TOLD) for line in warnings)
+    return [line.split(" change")[0] for line in warnings]
+
+
+@pytest.fixture(scope="module")
+def trained(workplace: Workplace) -> Path:
+    folder = workplace("calibrated")
+    train(folder, **MODEL, clahe=True)
+    return folder
+
+
+@pytest.fixture
+def place(trained: Path) -> Iterator[Path]:
+    with chdir(trained):
+        yield trained
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"model_kwargs": {"resize_hw": [64, 64], "topk": 0.5}}, "--model-kwargs (topk)"),
+        ({"model_kwargs": {"topk": 0.5, "reduction": "max"}}, "--model-kwargs (reduction, topk)"),
+        ({"tile_size": 32, "tile_stride": 16}, "--tile-size, --tile-stride"),
+        ({"clahe": False}, "--no-clahe"),
+        ({"preprocessing_preset": "illumination-contrast-aggressive"}, "--preprocessing-preset"),
+        ({"gamma": 1.5, "tile_size": 32, "seed": 4}, "--tile-size, --gamma, --seed"),
+    ],
+    ids=str,
+)
+def test_flags_that_change_scores_or_maps_are_named_in_one_sentence(
+    flags: dict[str, Any], named: str, place: Path
+) -> None:
+    assert told_by(**flags) == [named]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"model_kwargs": MODEL["model_kwargs"], "clahe": True, "seed": 0},
+        {"model_kwargs": {}},
+        {"contamination": 0.2},
+        {"device": "cpu"},
+        {"tile_map_reduce": "hann"},
+        {"batch_size": 3, "defect_min_area": 9, "amp": True},
+        {"clahe": False, "train_dir": "set/train/good"},
+    ],
+    ids=str,
+)
+def test_flags_that_change_neither_are_not(flags: dict[str, Any], place: Path) -> None:
+    assert told_by(**flags) == []
+
+
+def test_nothing_is_said_where_no_threshold_is_the_configs(place: Path) -> None:
+    config = json.loads((place / "run/infer_config.json").read_text())
+    (place / "run/bare.json").write_text(json.dumps({**config, "threshold": None}))
+    assert told_by(infer_config="run/bare.json", clahe=False, pixel_threshold=5.0) == []
+    assert told_by(infer_config="run/bare.json", clahe=False) == ["--no-clahe"]
+
+
+def test_another_checkpoint_is_told_and_a_copy_is_not(place: Path, workplace: Workplace) -> None:
+    shutil.copy("run/detector.npz", "copy.npz")
+    assert told_by(checkpoint_path="copy.npz") == []
+    assert told_by(checkpoint_path="run/detector.npz") == []
+    other = workplace("other")
+    train(other, **{**MODEL, "model_kwargs": {"resize_hw": [64, 64], "topk": 0.02, "max_train_images": 3}})
+    assert told_by(checkpoint_path=str(other / "run/detector.npz")) == ["--checkpoint-path"]
+
+
+def test_another_reference_for_all_is_told_and_another_folder_of_references_is_not(workplace: Workplace) -> None:
+    place = workplace("references")
+    good = sorted((place / "set/test/good").iterdir())
+    for name in ("golden", "again"):
+        shutil.copytree(place / "set/test/good", place / name)
+    comparing: dict[str, Any] = {"model": "vision_reference_diff_map"}
+    with chdir(place):
+        train(place, **comparing, reference_dir=str(good[0]))
+        assert told_by() == told_by(reference_dir=str(good[0])) == []
+        assert told_by(reference_dir=str(good[1])) == ["--reference-dir"]
+        config = json.loads(Path("run/infer_config.json").read_text())
+        config["model"]["reference_dir"] = "golden"
+        Path("run/infer_config.json").write_text(json.dumps(config))
+        assert told_by(reference_dir="again") == []
+        assert told_by(reference_dir=str(good[1])) == ["--reference-dir"]
+
+
+def test_an_unset_device_is_the_one_that_is_here(workplace: Workplace) -> None:
+    torch = pytest.importorskip("torch", reason="the detector needs torch")
+    place = workplace("device")
+    train(place, model="vision_autoencoder", model_kwargs={"image_size": 32, "base_channels": 4, "epochs": 1})
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    with chdir(place):
+        assert told_by(device=here) == []
+        assert told_by(model_kwargs={"smoothing_sigma": 2.0}) == []
+        assert told_by(model_kwargs={"smoothing_sigma": 5.0}) == ["--model-kwargs (smoothing_sigma)"]
+
+
+def test_a_config_that_only_the_flags_make_valid_has_all_of_them_named(place: Path) -> None:
+    config = json.loads((place / "run/infer_config.json").read_text())
+    broken = {**config, "adaptation": {"tiling": {"tile_size": 16, "stride": 64}}}
+    (place / "run/broken.json").write_text(json.dumps(broken))
+    assert told_by(infer_config="run/broken.json", tile_stride=8, contamination=0.1, include_maps=True) == [
+        "--tile-stride"
+    ]
+
+
+def test_every_warning_of_a_command_has_its_name_before_it_once(place: Path) -> None:
+    flags = ("--infer-config", "run/infer_config.json", "--input", "set/test/good", "--gamma", 2, "--device", "cpu")
+    done = infer_command(*flags, cwd=place)
+    warnings = [line for line in done.stderr.splitlines() if "warning: " in line]
+    assert [line.split()[2] for line in warnings] == ["--device", "--gamma"]
+    assert all(line.startswith("pyimgano-infer: warning: ") and line.count("warning: ") == 1 for line in warnings)
+
+
+@pytest.mark.cluster
+def test_mixed_precision_is_part_of_the_config_where_it_may_have_counted(
+    workplace: Workplace, dask_cluster: DaskCluster
+) -> None:
+    pytest.importorskip("torch", reason="the detector needs torch")
+    place = workplace("amp")
+    network = {"model": "vision_autoencoder", "model_kwargs": {"image_size": 32, "base_channels": 4, "epochs": 1}}
+    train(place, **network, scheduler=dask_cluster.address, amp=True)
+    with chdir(place):
+        assert told_by(scheduler=dask_cluster.address) == []
+        assert told_by(scheduler=dask_cluster.address, amp=True) == []
+        assert told_by(scheduler=dask_cluster.address, amp=False) == ["--no-amp"]

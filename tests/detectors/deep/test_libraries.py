@@ -1,0 +1,194 @@
+"""Networks of timm and torchvision: the features that their own code gives, from files of whole networks."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="backbones need torch")
+
+from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector  # noqa: E402
+from pyimgano_dask.detectors.deep.libraries import named_as_wanted, pretrained_weights  # noqa: E402
+from pyimgano_dask.detectors.deep.padim import Padim  # noqa: E402
+from pyimgano_dask.detectors.model_files import ModelFiles  # noqa: E402
+from pyimgano_dask.errors import ConfigError  # noqa: E402
+from tests.detectors.images import draw_images  # noqa: E402
+
+PRINTING_TIMM = """
+import torch
+
+def create_model(name, pretrained=False, **options):
+    print("Downloading", name)
+    return torch.nn.Conv2d(3, 4, 1)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Iterator[Callable[[str, str], None]]:
+    """Puts a library of this name and source text where Python finds it first, until the test ends."""
+    kept = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in ("timm", "torchvision")}
+    for name in kept:
+        del sys.modules[name]
+    sys.path.insert(0, str(tmp_path))
+
+    def put(name: str, source: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        importlib.invalidate_caches()
+
+    yield put
+    sys.path.remove(str(tmp_path))
+    for name in ("timm", "torchvision"):
+        sys.modules.pop(name, None)
+    sys.modules.update(kept)
+
+
+def library(name: str) -> Any:
+    return pytest.importorskip(name, reason=f"{name} is not installed", exc_type=ImportError)
+
+
+def opened(tmp_path: Path, whole: Any, backbone: str, layers: tuple[str, ...], size: int) -> Padim:
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    detector = Padim.create(
+        backbone=backbone, layers=layers, image_size=size, weights_path="w.pth", d_reduced=4, device="cpu"
+    )
+    return detector.opened(ModelFiles(str(tmp_path)))
+
+
+def features_of(detector: Padim) -> list[Any]:
+    (layers,) = detector.extractor.get().batches(draw_images(1, "rgb", [(50, 40)]))
+    return layers
+
+
+def input_of(detector: Padim) -> Any:
+    return detector.extractor.get().normalised(draw_images(1, "rgb", [(50, 40)]))
+
+
+def test_arrays_of_a_whole_network_of_timm_are_found_under_the_names_of_its_extractor() -> None:
+    whole = {"stages.0.conv_dw.weight": 1, "stem.weight": 2, "head.fc.weight": 3}
+    assert named_as_wanted(whole, ["stages_0.conv_dw.weight", "stem.weight"]).items() >= {
+        ("stages_0.conv_dw.weight", 1),
+        ("stem.weight", 2),
+    }
+    for prefix in ("model.", "body."):
+        wanted = [f"{prefix}stages.0.conv_dw.weight", f"{prefix}stem.weight"]
+        found = named_as_wanted(whole, wanted)
+        assert [found[name] for name in wanted] == [1, 2]
+    assert named_as_wanted({"model.weight": 1, "weight": 2}, ["model.weight"])["model.weight"] == 1
+
+
+def test_what_a_library_says_while_it_fetches_stays_off_standard_output(
+    stand_in: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in("timm", PRINTING_TIMM)
+    assert pretrained_weights("timm:some_net").keys() == {"weight", "bias"}
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Downloading some_net" in said.err
+
+
+@pytest.mark.parametrize("name", ["timm", "torchvision"])
+def test_a_library_that_cannot_be_loaded_is_named(name: str, stand_in: Callable[[str, str], None]) -> None:
+    stand_in(name, "raise ImportError('it is broken')")
+    with pytest.raises(ConfigError, match=rf"backbone {name}:NAME needs {name}, which .* here \(it is broken\)"):
+        Padim.create(backbone=f"{name}:resnet18", layers=["1"]).opened(ModelFiles())
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "size"),
+    [
+        ("resnet18", ("1", "2"), 32),
+        ("convnext_atto", ("0", "1"), 32),
+        ("densenet121", ("1",), 32),
+        ("efficientnet_b0", ("1", "2"), 32),
+        ("mobilenetv3_small_100", ("1", "2"), 32),
+        ("vit_tiny_patch16_224", ("3", "7"), 224),
+        ("swin_tiny_patch4_window7_224", ("0", "1"), 224),
+    ],
+)
+def test_a_network_of_timm_gives_timm_s_own_features(
+    tmp_path: Path, model: str, layers: tuple[str, ...], size: int
+) -> None:
+    timm = library("timm")
+    whole = timm.create_model(model, pretrained=False)
+    detector = opened(tmp_path, whole, f"timm:{model}", layers, size)
+    theirs = timm.create_model(
+        model,
+        pretrained=True,
+        features_only=True,
+        pretrained_cfg_overlay={"state_dict": whole.state_dict()},
+        out_indices=[int(layer) for layer in layers],
+    ).eval()
+    with torch.inference_mode():
+        expected = theirs(input_of(detector))
+    if str(getattr(theirs, "output_fmt", "NCHW")).endswith("NHWC"):
+        expected = [layer.permute(0, 3, 1, 2) for layer in expected]
+    for one, other in zip(features_of(detector), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    fitted = detector.fit(draw_images(1, "rgb", [(50, 40)]))
+    again = decode_detector(encode_detector(fitted), "here")
+    again.check()
+    images = draw_images(2, "rgb", [(30, 30)])
+    np.testing.assert_array_equal(again.predict(images).scores, fitted.predict(images).scores)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        ("convnext_tiny", ("features.1", "features.3")),
+        ("mobilenet_v3_small", ("features.3",)),
+        ("efficientnet_b0", ("features.2", "features.3")),
+        ("swin_t", ("features.0.0", "features.1", "features.3")),
+    ],
+)
+def test_a_network_of_torchvision_gives_torchvision_s_own_features(
+    tmp_path: Path, model: str, layers: tuple[str, ...]
+) -> None:
+    models = library("torchvision").models
+    whole = models.get_model(model, weights=None).eval()
+    detector = opened(tmp_path, whole, f"torchvision:{model}", layers, 64)
+    seen: dict[str, Any] = {}
+    for layer in layers:
+        whole.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, value, key=layer: seen.update({key: value})
+        )
+    with torch.inference_mode():
+        whole(input_of(detector))
+    for layer, found in zip(layers, features_of(detector), strict=True):
+        is_last = model == "swin_t" and layer != "features.0.0"
+        torch.testing.assert_close(
+            found, seen[layer].permute(0, 3, 1, 2) if is_last else seen[layer], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers", "said"),
+    [
+        ("torchvision:fcos_resnet50_fpn", ("backbone",), "no classification network"),
+        ("torchvision:resnet18", ("nowhere",), "with layers"),
+        ("timm:resnet18", ("9",), "with layers"),
+        ("timm:no_such_net", ("1",), "with layers"),
+    ],
+)
+def test_what_a_library_has_not_is_told_before_anything_is_fetched(
+    backbone: str, layers: tuple[str, ...], said: str
+) -> None:
+    library(backbone.partition(":")[0])
+    with pytest.raises(ConfigError, match=rf"backbone '{backbone}' .*{said}|{said}"):
+        Padim.create(backbone=backbone, layers=layers, pretrained=True).opened(ModelFiles())
+
+
+def test_tokens_and_wrong_sizes_are_refused_before_the_run(tmp_path: Path) -> None:
+    timm = library("timm")
+    whole = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+    with pytest.raises(ConfigError, match=r"cannot be used with images of 64 x 64 pixels: .*change image_size"):
+        opened(tmp_path, whole, "timm:vit_tiny_patch16_224", ("3",), 64)
+    models = library("torchvision").models
+    whole = models.vit_b_32(weights=None)
+    with pytest.raises(ConfigError, match=r"outputs of a backbone must be \(N, C, h, w\)"):
+        opened(tmp_path, whole, "torchvision:vit_b_32", ("encoder.layers.encoder_layer_0",), 224)
