@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -23,6 +23,7 @@ from pyimgano_dask.detectors.foreign_calls import (
     PNG_SIGNATURE,
     alone_and_repeatable,
     encode_png,
+    fingerprint,
     image_array,
     image_files,
     single_threaded,
@@ -242,14 +243,27 @@ class PyimganoDetector(Detector[PyimganoArguments]):
         return model
 
     def _packed(self, model: Any, takes_arrays: bool) -> _Cargo:
-        """The object as it was fitted, and whether it is another one after it was asked for a score."""
-        before = _pickled(model)
-        if before is None:
-            return _Cargo(None, changes=False, takes_arrays=takes_arrays)
-        first = self._training_files()[:1]
-        with _handed(first, takes_arrays) as images, suppress(Exception):  # told of the images themselves
-            self._ask(model, images)
-        return _Cargo(before, changes=_pickled(model) != before, takes_arrays=takes_arrays)
+        """The object as it was fitted, and whether predictions make another one of it."""
+        pickled = _pickled(model)
+        changes = pickled is not None and self._changes(model, takes_arrays)
+        return _Cargo(pickled, changes, takes_arrays)
+
+    def _changes(self, model: Any, takes_arrays: bool) -> bool:
+        """Whether its state or its answer depends on what it was asked before.
+
+        It is asked for the first training image, the last one, and the first again. What the first question alone
+        changes, such as a count, is no such state.
+        """
+        files = self._training_files()
+        states, answers = [], []
+        try:
+            for data in (files[0], files[-1], files[0]):
+                with _handed([data], takes_arrays) as images, alone_and_repeatable(self._seed):
+                    answers.append(fingerprint(self._ask(model, images)))
+                states.append(fingerprint(model))
+        except Exception:  # noqa: BLE001 - a foreign detector may raise anything; runs tell of the images themselves
+            return True
+        return len(set(states)) > 1 or answers[0] != answers[-1]
 
     def _answer(self, image: Image) -> tuple[float, NDArray[np.float32] | None]:
         model = self._fitted()
