@@ -89,7 +89,7 @@ def test_a_detector_without_maps_says_so_when_maps_are_asked_for(place: Path) ->
 def test_a_device_that_is_not_here_is_told_in_words(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"cuda:99|torch"):
         pyimgano_dask.infer(
-            **{**flags_of("vision_ecod"), "model": "pyimgano:vision_embedding_core", "model_kwargs": {}},
+            **{**flags_of("vision_ecod"), "model": "pyimgano:vision_torch_autoencoder", "model_kwargs": HIST},
             input="@list.txt",
             device="cuda:99",
         )
