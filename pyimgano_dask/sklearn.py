@@ -23,8 +23,8 @@ except ImportError as error:
 from pyimgano_dask.dataflow.detector_advice import detector_advice
 from pyimgano_dask.dataflow.estimation import ImageScores, NamedImages, fit, score
 from pyimgano_dask.errors import ConfigError
-from pyimgano_dask.settings.commands import ESTIMATOR
-from pyimgano_dask.settings.resolve import Resolved, given_by_keyword, resolve
+from pyimgano_dask.settings.commands import ESTIMATOR, knobs_of
+from pyimgano_dask.settings.resolve import Resolved, given_by_keyword, meant_by, resolve
 from pyimgano_dask.settings.run import InferSettings
 
 SHOWN_FAULTS = 5
@@ -142,6 +142,13 @@ class DaskAnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc,unu
             raise ConfigError(
                 f"settings: {', '.join(doubled)} {'is a parameter' if len(doubled) == 1 else 'are parameters'} of "
                 "DaskAnomalyDetector with a value of its own; give it there and not in settings"
+            )
+        known = {knob.dest for knob in knobs_of(ESTIMATOR)}
+        if unknown := sorted(further.keys() - known):
+            allowed = sorted(known - self.get_params(deep=False).keys())
+            raise ConfigError(
+                f"settings: unknown setting {', '.join(unknown)}; {meant_by(unknown, allowed)}allowed are "
+                f"{', '.join(allowed)}; inputs, defects and outputs are settings of pyimgano_dask.infer"
             )
         return resolve(given_by_keyword({**further, **given}, ESTIMATOR))
 

@@ -249,6 +249,10 @@ def test_images_that_cannot_be_scored_are_named(folder: Path, fitted: DaskAnomal
         ({"scheduler": "slurm"}, "unknown scheduler 'slurm'"),
         ({"batch_size": -1}, "batch-size: -1 is not allowed"),
         ({"settings": {"save_maps": "maps"}}, "unknown setting save_maps"),
+        (
+            {"settings": {"defects": True}},
+            r"^settings: unknown setting defects; allowed are amp, clahe, .*, tile_size, .*white_balance; inputs, defects ",
+        ),
         ({"settings": {"clahee": True}}, r"unknown setting clahee; did you mean clahe\?"),
         ({"settings": {"model": "vision_pixel_gaussian_map"}}, "settings: model is a parameter of DaskAnomalyDetector"),
         ({"settings": {"gamma": 0.0}}, "gamma: 0.0 is not allowed"),

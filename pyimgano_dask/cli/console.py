@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pyimgano_dask.cli.width import UNLIMITED
 from pyimgano_dask.settings.defects import DefectSettings
+from pyimgano_dask.settings.run import StoredMapSettings
 
 if TYPE_CHECKING:
     from pyimgano_dask.dataflow.inspection import RunSummary
@@ -73,6 +74,8 @@ def print_summary(summary: RunSummary, console: Console, prog: str) -> None:
     thresholds = summary.thresholds
     if thresholds.score is not None:
         table.add_row("anomalous", _share(summary.n_anomalous, summary.n_inputs, f"score ≥ {thresholds.score:.6g}"))
+    elif summary.settings.stored == StoredMapSettings():
+        table.add_row("anomalous", "no score threshold: labels need --train-dir or a config's threshold")
     if thresholds.pixel is not None:
         table.add_row("with defects", _share(summary.n_defective, summary.n_inputs, f"pixels ≥ {thresholds.pixel:.6g}"))
         table.add_row("regions", str(summary.n_regions))
@@ -98,15 +101,22 @@ def print_summary(summary: RunSummary, console: Console, prog: str) -> None:
             table.add_row(label, Text(path))
     console.print(table)
     if summary.waterfall:
-        table = _waterfall_table(summary.waterfall, summary.settings.defects, with_bars=True)
-        needed = console.measure(table, options=console.options.update(max_width=UNLIMITED)).maximum
-        if needed > console.width:
-            table = _waterfall_table(summary.waterfall, summary.settings.defects, with_bars=False)
-        console.print(table)
+        _print_waterfall(summary.waterfall, summary.settings.defects, console)
     for _, path, message in summary.errors:
         console.print(Text(f"  {path!r}: {message}", style="red"), soft_wrap=True)
     if summary.n_errors > len(summary.errors):
         console.print(f"  … and {summary.n_errors - len(summary.errors)} more errors")
+
+
+def _print_waterfall(waterfall: Waterfall, defects: DefectSettings, console: Console) -> None:
+    """The table, without bars where there is no room for them; wider than the console rather than with cut numbers."""
+    unlimited = console.options.update(max_width=UNLIMITED)
+    table = _waterfall_table(waterfall, defects, with_bars=True)
+    if console.measure(table, options=unlimited).maximum > console.width:
+        table = _waterfall_table(waterfall, defects, with_bars=False)
+        narrowest = console.measure(table, options=unlimited).minimum
+        table.width = narrowest if narrowest > console.width else None
+    console.print(table, crop=False)
 
 
 def _waterfall_table(waterfall: Waterfall, defects: DefectSettings, *, with_bars: bool) -> Table:

@@ -36,7 +36,9 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
         metavar="FILE",
         help="infer_config.json: detector, thresholds and defect settings (any block of the settings may be in it).",
     )
-    source.add_argument("--list-models", action="store_true", help="Print the detectors and end.")
+    source.add_argument(
+        "--list-models", action="store_true", help="Print the detectors and end; on a terminal with what each does."
+    )
     source.add_argument("--model-info", metavar="NAME", help="Print one detector's arguments and end.")
     parser.add_argument("--infer-category", metavar="NAME", help="Category of an --infer-config that holds several.")
     parser.add_argument(

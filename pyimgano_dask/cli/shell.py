@@ -49,9 +49,8 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
         print(": ".join([prog, how, *map(str, interruption.args)]), file=sys.stderr)
         return TERMINATED if is_terminated else INTERRUPTED
     except BrokenPipeError:
-        # The reader of standard output has left; nothing more can be said there, not even at exit.
         sys.stderr.write(f"{prog}: error: standard output was closed before all records were written\n")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         return 1
     except Exception as error:
         if debug:
@@ -60,6 +59,11 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
             f"{prog}: error: {type(error).__name__}: {error} (run again with --debug for the details)", file=sys.stderr
         )
         return 1
+
+
+def silence_stdout() -> None:
+    """Once the reader of standard output has left, nothing more can be said there, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -98,7 +102,10 @@ def config_of(arguments: Mapping[str, Any], prog: str, *, with_checkpoint: bool 
 
 
 def inspected(start: Callable[[Any], RunSummary], settings: InferSettings, prog: str) -> int:
-    """Call `start` with a progress bar, print the summary and where asked the profile; returns the exit code."""
+    """Call `start` with a progress bar, print the summary and where asked the profile; returns the exit code.
+
+    An interruption says so where nothing of the run is kept.
+    """
     from pyimgano_dask.cli.console import print_summary
     from pyimgano_dask.cli.profile import print_profile
     from pyimgano_dask.cli.width import error_console
@@ -106,7 +113,12 @@ def inspected(start: Callable[[Any], RunSummary], settings: InferSettings, prog:
     console = error_console()
     progress = settings.dataflow.progress
     with _bar(console, console.is_terminal if progress is None else progress) as bar:
-        summary = start(bar)
+        try:
+            summary = start(bar)
+        except KeyboardInterrupt as interruption:
+            if settings.dataflow.run_dir is None:
+                raise type(interruption)("without --run-dir there is nothing to resume") from None
+            raise
     print_summary(summary, console, prog)
     if settings.output.profile:
         print_profile(summary, console)

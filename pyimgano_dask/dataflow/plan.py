@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -65,7 +66,8 @@ class RunPlan:
         for name in sorted(self.facts.keys() | facts.keys()):
             then, now = facts.get(name), self.facts.get(name)
             if then != now:
-                yield f"{flags.get(name, name)}: {_short(then)} then, {_short(now)} now"
+                shown_then, shown_now = shown_apart(repr(then), repr(now))
+                yield f"{flags.get(name, name)}: {shown_then} then, {shown_now} now"
 
 
 def make_plan(
@@ -103,6 +105,15 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + name, value
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
+def shown_apart(one: str, other: str) -> tuple[str, str]:
+    """Two different texts, each cut to `LONGEST_SHOWN` characters around the first place where they differ."""
+    n_common = len(os.path.commonprefix([one, other]))
+    return _cut(one, n_common), _cut(other, n_common)
+
+
+def _cut(text: str, place: int) -> str:
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    start = max(0, min(place - LONGEST_SHOWN // 2, len(text) - LONGEST_SHOWN))
+    end = start + LONGEST_SHOWN
+    return f"{'…' * (start > 0)}{text[start:end]}{'…' * (end < len(text))}"

@@ -17,9 +17,10 @@ from pyimgano_dask.detectors.tiling import tiled
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.images.listing import IMAGES, FileKind, InputList
 from pyimgano_dask.images.references import References, find_references
+from pyimgano_dask.settings.infer_config import CONFIG_NAME
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings, StoredMapSettings
-from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
+from pyimgano_dask.settings.run_manifest import DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
 from pyimgano_dask.storage.files import check_writable, kind_at, local_path, resolve
 from pyimgano_dask.transfers import ONCE, canonical
 from pyimgano_dask.urls import is_url, join

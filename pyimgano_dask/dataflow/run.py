@@ -38,9 +38,10 @@ from pyimgano_dask.detectors.devices import device_here
 from pyimgano_dask.detectors.model_files import ReadFile
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.commands import INFER
+from pyimgano_dask.settings.infer_config import CONFIG_NAME
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings
-from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME
+from pyimgano_dask.settings.run_manifest import DETECTOR_NAME
 from pyimgano_dask.settings.tiling import TilingSettings
 from pyimgano_dask.storage.files import write_atomic
 from pyimgano_dask.thresholds import calibrated_pixel_provenance, fixed_pixel_provenance, with_origin
@@ -86,7 +87,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             *scheduler.warnings,
             *warnings,
             *_unsuited_to_tiles(detector, settings),
-            *_without_colours(detector, settings),
+            *_without_colours(detector, resolved),
             *calibrated_otherwise(resolved, preflight),
         )
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds
@@ -220,9 +221,11 @@ def _train(
     return detector, thresholds, warnings
 
 
-def _without_colours(detector: Detector[Any], settings: InferSettings) -> Iterator[str]:
-    white_balance = settings.preprocessing.illumination_contrast.white_balance
-    if detector.color == "gray" and white_balance != "none":
+def _without_colours(detector: Detector[Any], resolved: Resolved) -> Iterator[str]:
+    """A white balance given as a flag that finds no colours; presets and the configs that keep them are no such flag."""
+    white_balance = resolved.settings.preprocessing.illumination_contrast.white_balance
+    is_flag = resolved.is_explicit("preprocessing.illumination_contrast.white_balance")
+    if detector.color == "gray" and is_flag and white_balance != "none":
         yield (
             f"--white-balance {white_balance} does nothing: {detector.name} reads images in grey; "
             "let it read colours where it can (see its arguments), or leave the flag out"

@@ -24,9 +24,10 @@ from pyimgano_dask.dataflow.faults import CANNOT_WRITE, REMEDY
 from pyimgano_dask.dataflow.plan import RunPlan
 from pyimgano_dask.dataflow.shards import is_spooled, part_index, scores_index
 from pyimgano_dask.errors import ConfigError, RunError
+from pyimgano_dask.settings.infer_config import CONFIG_NAME
 from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.run import InferSettings
-from pyimgano_dask.settings.run_manifest import CONFIG_NAME, DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
+from pyimgano_dask.settings.run_manifest import DETECTOR_NAME, MANIFEST_NAME, PLAN_NAME
 from pyimgano_dask.storage.files import (
     TEMP_PREFIX,
     is_file,

@@ -118,7 +118,16 @@ class Knob:
             return TypeAdapter(self.kind).validate_python(text, strict=False)
         except (ValidationError, ValueError):
             shown = " ".join(text) if isinstance(text, list) else text
-            raise ConfigError(f"{self.flag}: {shown!r} is not {self.allowed}") from None
+            requoted = shown.replace("'", '"')
+            hint = f"; JSON has double quotes: {self.flag} '{requoted}'" if _is_json_object(requoted) else ""
+            raise ConfigError(f"{self.flag}: {shown!r} is not {self.allowed}{hint}") from None
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _bounds(field: FieldInfo) -> list[str]:

@@ -14,6 +14,7 @@ from pyimgano_dask.settings.knob import Block
 from pyimgano_dask.settings.run import InferSettings
 from pyimgano_dask.urls import is_url
 
+CONFIG_NAME = "infer_config.json"
 SCHEMA_VERSION = 1
 PER_CATEGORY_KEYS = ("threshold", "threshold_provenance", "checkpoint")
 
@@ -50,10 +51,14 @@ def read_json_object(path: str, what: str) -> dict[str, Any]:
 def read_infer_config(path: str, category: str | None = None, *, with_checkpoint: bool = True) -> InferConfigFile:
     """Read an infer config and pick one category of it.
 
-    `with_checkpoint` also looks up the checkpoint it names. Raises ConfigError when the file is missing, is not a JSON
-    object, is of a newer schema, holds several categories and none is named, or refers to a checkpoint that is not
+    `with_checkpoint` also looks up the checkpoint it names. Raises ConfigError when the file is missing, is a folder, is
+    no JSON object, is of a newer schema, holds several categories and none is named, or refers to a checkpoint that is not
     there.
     """
+    if not is_url(path) and os.path.isdir(path):
+        inside = os.path.join(path, CONFIG_NAME)
+        remedy = f"give {inside!r}" if os.path.isfile(inside) else f"there is no {CONFIG_NAME} in it either"
+        raise ConfigError(f"infer config {path!r} is a folder, not a file; {remedy}")
     payload = read_json_object(path, "infer config")
     warnings = []
     version = payload.get("schema_version")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,16 +154,21 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) and not isinstance(value, int) else value
 
 
+def meant_by(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """`did you mean clahe? ` for names that look like known ones, else nothing."""
+    words = tuple(known)
+    near = [match for name in unknown for match in difflib.get_close_matches(name, words, n=1)]
+    return f"did you mean {', '.join(near)}? " if near else ""
+
+
 def given_by_keyword(keywords: Mapping[str, Any], command: Command = INFER) -> dict[Knob, Any]:
     """Knobs from Python keywords: the command's flags with underscores. Raises ConfigError for an unknown one."""
     known = {knob.dest: knob for knob in knobs_of(command)}
     unknown = sorted(set(keywords) - set(known))
     if unknown:
-        near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
-        meant = f"did you mean {', '.join(near)}? " if near else ""
         raise ConfigError(
-            f"unknown setting {', '.join(unknown)}; {meant}settings are the flags of {command.name} with underscores, "
-            f"such as {', '.join(sorted(known)[:4])}"
+            f"unknown setting {', '.join(unknown)}; {meant_by(unknown, known)}settings are the flags of {command.name} "
+            f"with underscores, such as {', '.join(sorted(known)[:4])}"
         )
     given = {}
     for name, value in keywords.items():

@@ -13,7 +13,6 @@ from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.urls import join
 
 MANIFEST_NAME = "run.json"
-CONFIG_NAME = "infer_config.json"
 DETECTOR_NAME = "detector.npz"
 PLAN_NAME = "plan.json"
 STORED_BLOCKS = ("defects", "threshold", "threshold_provenance", "pixel_threshold_provenance")

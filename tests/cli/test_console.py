@@ -12,6 +12,7 @@ from pyimgano_dask.cli.console import print_summary, setting_in_words
 from pyimgano_dask.dataflow.inspection import RunSummary, Thresholds
 from pyimgano_dask.dataflow.tally import Tally
 from pyimgano_dask.defects import Step, Waterfall
+from pyimgano_dask.settings.commands import INFER, RESCORE, Command
 from pyimgano_dask.settings.defects import DefectSettings
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
 
@@ -65,8 +66,8 @@ def waterfall(scale: int = 1) -> Waterfall:
     )
 
 
-def printed(steps: Waterfall = (), width: int = 80, **given: Any) -> str:
-    settings = resolve(given_by_keyword({**EVERY_CONTROL, **given})).settings
+def printed(steps: Waterfall = (), width: int = 80, command: Command = INFER, **given: Any) -> str:
+    settings = resolve(given_by_keyword({**EVERY_CONTROL, **given}, command)).settings
     summary = RunSummary(settings, "a_detector", "sync", Thresholds(pixel=1.0), Tally(waterfall=steps))
     text = io.StringIO()
     print_summary(summary, Console(file=text, width=width), "pyimgano-infer")
@@ -99,17 +100,25 @@ def test_a_run_that_found_nothing() -> None:
     assert row_of(printed(steps), "reported").startswith("reported 0 0")
 
 
+@pytest.mark.parametrize("width", [30, 50, 80])
 @pytest.mark.parametrize("scale", [1, 100, 10**4])
 @pytest.mark.parametrize("roi", [(0.1, 0.05, 0.9, 1.0), (1 / 30, 1 / 7, 29 / 30, 6 / 7)])
-def test_no_number_is_cut_at_80_columns(scale: int, roi: tuple[float, ...]) -> None:
-    text = printed(waterfall(scale), roi_xyxy_norm=roi)
+def test_no_number_is_cut(width: int, scale: int, roi: tuple[float, ...]) -> None:
+    text = printed(waterfall(scale), width, roi_xyxy_norm=roi)
     assert "…" not in text
     for step in waterfall(scale)[1:-1]:
         words = row_of(text, step.control).split()
         for number in (f"−{step.components:,}", f"{step.components_left:,}", f"−{step.pixels:,}"):
             assert number in words
         assert words.count(f"{step.pixels_left:,}") == 1
-    assert max(map(len, text.splitlines())) <= 80
+    if width == 80:
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_what_labels_need_is_told_where_there_is_no_score_threshold() -> None:
+    said = "no score threshold: labels need --train-dir or a config's threshold"
+    assert said in printed(width=100)
+    assert said not in printed(width=100, command=RESCORE, maps="maps")
 
 
 def test_no_waterfall_without_an_explanation() -> None:

@@ -18,6 +18,27 @@ from tests.cli.command import command
 from tests.cli.conftest import MODEL, Trained
 
 
+def shown_on_a_terminal(*flags: str, columns: int, cwd: Path) -> str:
+    """What the command prints where standard output is a terminal of this width."""
+    screen, terminal = os.openpty()
+    argv = [sys.executable, "-m", "pyimgano_dask.cli.infer", *flags]
+    with subprocess.Popen(argv, cwd=cwd, stdout=terminal, env={**os.environ, "COLUMNS": str(columns)}) as process:
+        os.close(terminal)
+        shown = b""
+        while piece := _read(screen):
+            shown += piece
+    os.close(screen)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+def _read(screen: int) -> bytes:
+    try:
+        return os.read(screen, 4096)
+    except OSError:  # how Linux says that nobody has the terminal open any more
+        return b""
+
+
 class TestHelp:
     def test_it_has_every_flag_and_fits_a_terminal(self, tmp_path: Path) -> None:
         answer = command("--help", cwd=tmp_path, env={"COLUMNS": "300"})
@@ -69,6 +90,40 @@ class TestDiscovery:
         for tags, wanted in (("robust, vision", [MODEL]), ("gaussian,robust", []), ("", list(detector_types()))):
             assert main(["--list-models", "--json", "--tags", tags]) == 0
             assert json.loads(capsys.readouterr().out) == wanted
+
+    @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
+    def test_tags_that_no_detector_has_together_are_told(
+        self, flags: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["--list-models", "--tags", "robust,gaussian", *flags]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == ("[]\n" if flags else "")
+        assert printed.err == "no detector has all of these tags: gaussian, robust\n"
+
+    def test_a_tag_that_no_detector_has_is_answered_with_the_known_ones(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["--list-models", "--tags", "robust,nonsense"]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "--tags: no detector has the tag nonsense; known are " in printed.err
+        assert all(tag in printed.err for detector in detector_types().values() for tag in detector.tags)
+
+    def test_on_a_terminal_each_model_has_its_summary(self, tmp_path: Path) -> None:
+        shown = shown_on_a_terminal("--list-models", columns=80, cwd=tmp_path)
+        assert max(map(len, shown.splitlines())) <= 80
+        said = " ".join(shown.split())
+        for name, detector in detector_types().items():
+            assert f"{name} {' '.join(detector.summary.split())}" in said
+        assert shown_on_a_terminal("--list-models", "--json", columns=80, cwd=tmp_path).startswith("[")
+
+    @pytest.mark.parametrize("flags", [["--list-models"], ["--model-info", MODEL], ["--model-info", MODEL, "--json"]])
+    def test_a_reader_that_has_seen_enough_ends_it_quietly(self, flags: list[str], tmp_path: Path) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        answer = command(*flags, cwd=tmp_path, stdout=writer)
+        os.close(writer)
+        assert (answer.code, answer.stderr) == (0, "")
 
     def test_a_model_is_explained(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--model-info", MODEL]) == 0

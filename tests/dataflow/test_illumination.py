@@ -217,6 +217,7 @@ def test_white_balance_of_a_detector_that_reads_grey_is_told(uncorrected: Path) 
     (warning,) = told(uncorrected, **grey, white_balance="gray_world")
     assert warning.startswith("--white-balance gray_world does nothing: vision_pixel_mad_map reads images in grey")
     assert told(uncorrected, **grey, clahe=True) == []
+    assert told(uncorrected, **grey, preprocessing_preset="illumination-contrast-balanced") == []
     assert told(uncorrected, **DETECTOR, white_balance="gray_world") == []
 
 

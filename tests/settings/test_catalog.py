@@ -104,11 +104,17 @@ def test_an_unknown_choice_is_answered_with_the_known_ones(knob: Knob) -> None:
     assert str(caught.value) == f"{knob.flag}: 'purple' is not one of {', '.join(knob.choices or ())}"
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "3", "", "{'a': 1}"])
+@pytest.mark.parametrize("text", ["{", "[1]", "3", "", "{a: 1}", "['a']"])
 def test_model_kwargs_take_a_json_object(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         given("--model-kwargs", text)
     assert str(caught.value) == f"--model-kwargs: {text!r} is not a JSON object"
+
+
+def test_single_quotes_in_place_of_those_of_json_are_told() -> None:
+    with pytest.raises(ConfigError) as caught:
+        given("--model-kwargs", "{'levels': [0]}")
+    assert str(caught.value).endswith("""; JSON has double quotes: --model-kwargs '{"levels": [0]}'""")
 
 
 def test_a_roi_takes_four_numbers() -> None:

@@ -150,7 +150,7 @@ def test_files_that_cannot_be_a_config_are_refused_in_words(tmp_path: Path) -> N
         assert repr(str(path)) in line
         assert reason in line
     assert "No such file" in faults(str(tmp_path / "none.json"))[0]
-    assert "directory" in faults(str(tmp_path))[0]
+    assert "is a folder" in faults(str(tmp_path))[0]
 
 
 def test_a_file_nested_without_end_is_refused_in_words(tmp_path: Path) -> None:
@@ -330,6 +330,15 @@ def test_arbitrary_bytes_raise_config_errors_only(folder: Path, content: bytes) 
     path = folder / "bytes.json"
     path.write_bytes(content)
     check(str(path), None)
+
+
+def test_a_folder_in_place_of_a_config_is_told_with_the_file_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r" is a folder, not a file; there is no infer_config\.json in it either$"):
+        read_infer_config(str(tmp_path))
+    path = write_config(tmp_path, {"schema_version": 1})
+    with pytest.raises(ConfigError) as caught:
+        read_infer_config(str(tmp_path))
+    assert str(caught.value) == f"infer config {str(tmp_path)!r} is a folder, not a file; give {path!r}"
 
 
 @pytest.mark.parametrize("tiling", [None, {}, {"tile_size": None, "stride": 99}])
