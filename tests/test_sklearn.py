@@ -251,7 +251,7 @@ def test_images_that_cannot_be_scored_are_named(folder: Path, fitted: DaskAnomal
         ({"settings": {"save_maps": "maps"}}, "unknown setting save_maps"),
         (
             {"settings": {"defects": True}},
-            r"^settings: unknown setting defects; allowed are amp, clahe, .*, tile_size, .*white_balance; inputs, defects ",
+            r"^settings: unknown setting defects; allowed are amp, clahe, .*, tile_size, .*white_balance; inputs, ",
         ),
         ({"settings": {"clahee": True}}, r"unknown setting clahee; did you mean clahe\?"),
         ({"settings": {"model": "vision_pixel_gaussian_map"}}, "settings: model is a parameter of DaskAnomalyDetector"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -107,8 +106,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def shown_apart(one: str, other: str) -> tuple[str, str]:
     """Two different texts, each cut to `LONGEST_SHOWN` characters around the first place where they differ."""
-    n_common = len(os.path.commonprefix([one, other]))
-    return _cut(one, n_common), _cut(other, n_common)
+    shorter = min(len(one), len(other))
+    place = next((n for n in range(shorter) if one[n] != other[n]), shorter)
+    return _cut(one, place), _cut(other, place)
 
 
 def _cut(text: str, place: int) -> str:

@@ -222,7 +222,7 @@ def _train(
 
 
 def _without_colours(detector: Detector[Any], resolved: Resolved) -> Iterator[str]:
-    """A white balance given as a flag that finds no colours; presets and the configs that keep them are no such flag."""
+    """A white balance given as a flag that finds no colours; presets, and configs that keep them, have it for all."""
     white_balance = resolved.settings.preprocessing.illumination_contrast.white_balance
     is_flag = resolved.is_explicit("preprocessing.illumination_contrast.white_balance")
     if detector.color == "gray" and is_flag and white_balance != "none":

@@ -51,9 +51,9 @@ def read_json_object(path: str, what: str) -> dict[str, Any]:
 def read_infer_config(path: str, category: str | None = None, *, with_checkpoint: bool = True) -> InferConfigFile:
     """Read an infer config and pick one category of it.
 
-    `with_checkpoint` also looks up the checkpoint it names. Raises ConfigError when the file is missing, is a folder, is
-    no JSON object, is of a newer schema, holds several categories and none is named, or refers to a checkpoint that is not
-    there.
+    `with_checkpoint` also looks up the checkpoint it names. Raises ConfigError when the file is missing or a folder, is
+    no JSON object, is of a newer schema, holds several categories and none is named, or refers to a checkpoint that
+    is not there.
     """
     if not is_url(path) and os.path.isdir(path):
         inside = os.path.join(path, CONFIG_NAME)

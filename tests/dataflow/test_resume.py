@@ -199,6 +199,19 @@ def test_a_run_that_is_asked_to_end_says_where_to_go_on(workplace: Workplace) ->
         assert b"terminated: what is done is kept in" in run.stderr
 
 
+def test_a_run_without_a_run_folder_that_is_asked_to_end_says_that_it_cannot_be_resumed(workplace: Workplace) -> None:
+    place = workplace("nothing kept")
+    flags = [flag for flag in RUN if flag not in ("--run-dir", "run", "--keep-parts")]
+    with started_module("pyimgano_dask.cli.infer", *flags, "--scheduler", "sync", cwd=place) as run:
+        wait_until(lambda: len(list((place / "out/masks").glob("*.png"))) >= 5, "five masks are written")
+        run.terminate()
+        assert run.wait() == 143
+        assert (
+            run.stderr.splitlines()[-1] == b"pyimgano-infer: terminated: without --run-dir there is nothing to resume"
+        )
+    assert not list((place / "out").glob(".*"))
+
+
 def test_a_profile_counts_what_this_session_has_done(workplace: Workplace) -> None:
     place = workplace("profile")
     cut_off(place, "sync", 5)
