@@ -47,7 +47,7 @@ _DASH, _GAP = 6, 4
 _BAND_PIXELS = 2**20
 
 _LABELLED = 50
-_CHARACTERS = "0123456789.e+- naif"
+_CHARACTERS = "#0123456789.e+- naif"
 _GLYPH_WIDTH = 6
 _GLYPH_ROWS = slice(2, 9)
 _PLATE_MARGIN = 2
@@ -118,11 +118,12 @@ def render_overlay(
 
     `boxes_xyxy` is int64 (N, 4), the inclusive boxes of the regions in pixels of the image: each is drawn in magenta
     just outside the region, at the edge of the image where there is no outside. `scores` is float64 (N,).
-    The first 50 boxes get a label, their number from 1 and their score with three significant digits: above the box,
-    else below it, where it hides neither the mask nor another label, else within the box when that is at least four
-    times as large; without such a place there is no label, only the box. Images too narrow for such a label get the
-    number only. `dropped_boxes_xyxy` is int64 (M, 4): boxes of what a control dropped, dashed in blue, without
-    label. Lines and labels grow with the square root of the image's area: lines of 1 pixel up to 1500², of 4 at 4096².
+    The first 50 boxes get a label, such as `#2 31.4`: their number from 1, and their score with three significant
+    digits: above the box, else below it, where it hides neither the mask nor another label, else within the box when
+    that is at least four times as large; without such a place there is no label, only the box. Images too narrow for
+    such a label get the number only. `dropped_boxes_xyxy` is int64 (M, 4): boxes of what a control dropped, dashed in
+    blue, without label. Lines and labels grow with the square root of the image's area: lines of 1 pixel up to 1500²,
+    of 4 at 4096².
 
     Returns a new uint8 (H, W, 3) array in RGB, the same on every processor: each share is rounded to whole numbers
     before it is added, so a blend is within one level of exact arithmetic, and nothing is anti-aliased.
@@ -247,7 +248,7 @@ def _draw_labels(
 def _label(number: str, score: str, font_step: int, image_width: int) -> Rgb:
     """The plate of a label: without the score where it would take more than half of the image's width."""
     trimmed = (_GLYPH_WIDTH - _PLATE_MARGIN) * font_step
-    for text in (f" {number}{score} ", f" {number} "):
+    for text in (f" #{number}{score} ", f" #{number} "):
         if 2 * (len(text) * _GLYPH_WIDTH * font_step - 2 * trimmed) <= image_width:
             break
     glyphs = _glyphs(font_step).take([_CHARACTERS.index(character) for character in text], axis=1)
