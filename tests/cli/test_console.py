@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pyimgano_dask.cli.console import print_summary, setting_in_words
+from pyimgano_dask.cli.console import TerminalProgress, print_summary, setting_in_words
 from pyimgano_dask.dataflow.inspection import RunSummary, Thresholds
+from pyimgano_dask.dataflow.progress import Progress
 from pyimgano_dask.dataflow.tally import Tally
 from pyimgano_dask.defects import Step, Waterfall
 from pyimgano_dask.settings.defects import DefectSettings
@@ -110,6 +111,12 @@ def test_no_number_is_cut_at_80_columns(scale: int, roi: tuple[float, ...]) -> N
             assert number in words
         assert words.count(f"{step.pixels_left:,}") == 1
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_bar_takes_the_names_of_the_protocol() -> None:
+    progress: Progress = TerminalProgress(Console(file=io.StringIO()))
+    progress.phase(name="training", total=3)
+    progress.advance(steps=2)
 
 
 def test_no_waterfall_without_an_explanation() -> None:
