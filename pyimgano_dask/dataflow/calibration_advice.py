@@ -117,21 +117,15 @@ def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight:
         return
     names = dict.fromkeys((*before.scoring_arguments, *detector.scoring_arguments))
     changed = [name for name in names if _argument(before, name, resolved) != _argument(detector, name, resolved)]
-    model = resolved.settings.model
     of_settings = {
-        argument_for(setting, type(detector)): _spelled(f"--{setting}", getattr(model, setting))
+        argument_for(setting, type(detector)): _spelled(f"--{setting}", getattr(resolved.settings.model, setting))
         for setting in ARGUMENTS
         if resolved.is_explicit(f"model.{setting}")
     }
     yield from (of_settings[name] for name in changed if name in of_settings)
     others = [name for name in changed if name not in of_settings]
-    in_kwargs = model.model_kwargs.keys() | configured.model.model_kwargs.keys()
-    for source, theirs in (
-        ("--model-kwargs", [name for name in others if name in in_kwargs]),
-        ("preset", [name for name in others if name not in in_kwargs]),
-    ):
-        if theirs:
-            yield f"{source} ({', '.join(theirs)})"
+    if others:  # a preset is a config's alone, so no flag gives another one
+        yield f"--model-kwargs ({', '.join(others)})"
 
 
 def _argument(detector: Detector[Any], name: str, resolved: Resolved) -> Any:

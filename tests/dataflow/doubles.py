@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,36 +146,6 @@ class ReportsInferenceMode(TrainingFreeDetector[InferenceModeArguments]):
         score = float(torch is not None and torch.is_inference_mode_enabled())
         maps = tuple(np.full(image.shape[:2], score, np.float32) for image in images)
         return Prediction(np.full(len(images), score), maps)
-
-
-class PresetArguments(Block):
-    """Arguments of `HasPresets`."""
-
-    gain: float = knob(1.0, "Factor of the score.")
-    shift: float = knob(0.0, "Added to the score.")
-
-
-class HasPresets(TrainingFreeDetector[PresetArguments]):
-    """Scores the brightness of an image, by arguments that the presets `fast` and `exact` stand for.
-
-    Not registered: the tests hand it over themselves.
-    """
-
-    name = "has_presets"
-    summary = "Takes presets."
-    tags = ("test",)
-    reference = "None."
-    arguments_type = PresetArguments
-    color: Color = "gray"
-    contamination = None
-
-    @classmethod
-    def preset_arguments(cls, preset: str) -> Mapping[str, Any]:
-        return {"fast": {"gain": 2.0}, "exact": {"gain": 3.0, "shift": 1.0}}[preset]
-
-    def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
-        scores = np.array([self.arguments.gain * image.mean() + self.arguments.shift for image in images])
-        return Prediction(scores, tuple(np.full(image.shape[:2], 1, np.float32) for image in images))
 
 
 class ScoreOnlyArguments(Block):

@@ -12,26 +12,9 @@ from typing import Any
 import pytest
 
 import pyimgano_dask
-from tests.conftest import DaskCluster, infer_command, run_python
+from tests.conftest import DaskCluster, infer_command
 
 Workplace = Callable[[str], Path]
-
-# Runs of the test's own detector from configs that it writes itself, each with what they say of the thresholds.
-RUNS = """
-import json, sys
-import pyimgano_dask
-from pyimgano_dask.detectors.registry import register
-from tests.dataflow.doubles import HasPresets
-
-register(HasPresets)
-configured, *runs = json.loads(sys.argv[1])
-config = {"schema_version": 1, "model": {"name": "has_presets", **configured}, "threshold": 1.0}
-with open("config.json", "w") as file:
-    json.dump(config, file)
-for flags in runs:
-    run = pyimgano_dask.infer(infer_config="config.json", input="set/test/good", scheduler="sync", **flags)
-    print(*(line.split(" change")[0] for line in run.warnings if "thresholds of the config" in line))
-"""
 
 TOLD = "the thresholds of the config were calibrated with other values; give --train-dir to calibrate anew"
 MODEL = {"model": "vision_pixel_mad_map", "model_kwargs": {"resize_hw": [64, 64], "topk": 0.02}}
@@ -116,20 +99,6 @@ def test_a_share_that_no_score_takes_and_an_unread_argument_are_no_change(workpl
         assert told_by(model_kwargs={"topk": 0.5}) == []
         assert told_by(model_kwargs={"topk": 0.5, "reduction": "topk_mean"}) == ["--model-kwargs (reduction, topk)"]
         assert told_by(model_kwargs={"reduction": "topk_mean"}) == ["--model-kwargs (reduction)"]
-
-
-def test_an_argument_is_told_with_what_gave_or_took_its_value(workplace: Workplace) -> None:
-    configured = {"preset": "fast", "model_kwargs": {"shift": 0.5}}
-    told = {
-        "": {"preset": "fast", "model_kwargs": {"shift": 0.5}},
-        "preset (gain)": {"preset": "exact"},
-        "--model-kwargs (shift), preset (gain)": {"preset": "exact", "model_kwargs": {"shift": 0.25}},
-        "--model-kwargs (gain)": {"preset": "exact", "model_kwargs": {"shift": 0.5, "gain": 5.0}},
-        "--model-kwargs (shift)": {"model_kwargs": {}},
-    }
-    done = run_python("-c", RUNS, json.dumps([configured, *told.values()]), cwd=workplace("presets"))
-    assert done.rc == 0, done.stderr
-    assert done.stdout.splitlines() == list(told)
 
 
 def test_nothing_is_said_where_no_threshold_is_the_configs(place: Path) -> None:
