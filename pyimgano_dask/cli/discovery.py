@@ -69,7 +69,7 @@ def _needs_in_words(needs: Mapping[str, str | None]) -> Iterator[str]:
     required = needs["training_images"] == "required"
     yield "training images (--train-dir)" if required else "training images (--train-dir) for thresholds only"
     if needs["weights_file"] is not None:
-        yield "weights of the backbone, optional (weights_path or pretrained): without, they are random"
+        yield "weights of the backbone, optional (weights_path or pretrained): without, those of a ResNet are random"
 
 
 def _wrapped(text: str, columns: int, first: str, others: str) -> str:

@@ -17,7 +17,15 @@ from pyimgano_dask.dataflow.reading import ArrayReader, Failed, Reader
 from pyimgano_dask.dataflow.scheduler import Loss, Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import Clock, DetectorSource
-from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, score_threshold, usual_quantile
+from pyimgano_dask.dataflow.training import (
+    LeftOut,
+    TrainingImages,
+    calibrate,
+    fit_detector,
+    left_out_warnings,
+    score_threshold,
+    usual_quantile,
+)
 from pyimgano_dask.detectors.base import Detector, Image
 from pyimgano_dask.detectors.tiling import tiled
 from pyimgano_dask.errors import ConfigError, RunError
@@ -76,13 +84,14 @@ def fit(settings: InferSettings, images: NamedImages, base_dir: str) -> Fitted:
     detector = tiled(made.detector, settings.adaptation.tiling)
     reader = _reader(settings, detector, images, base_dir)
     training = TrainingImages(images, reader, settings.dataflow.chunk_size, called="X")
+    unfit = LeftOut.of(())
     with _scheduler_for(images, settings, base_dir, detector) as scheduler:
         if not detector.is_fitted:
-            detector = fit_detector(scheduler, detector, training)
+            detector, unfit = fit_detector(scheduler, detector, training)
         calibration = calibrate(
             scheduler, detector, training, pixel_quantile=None, roi_xyxy_norm=None, amp=settings.dataflow.amp
         )
-        warnings = (*made.warnings, *scheduler.warnings, *calibration.warnings)
+        warnings = (*made.warnings, *scheduler.warnings, *left_out_warnings(unfit, calibration.left_out))
     chosen = settings.model.contamination
     asked = None if chosen in (None, detector.contamination) else usual_quantile(chosen)
     threshold, _ = score_threshold(detector, asked, calibration.scores)

@@ -29,7 +29,15 @@ from pyimgano_dask.dataflow.run_folder import RunFolder, Training, find_run_fold
 from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import DetectorSource
-from pyimgano_dask.dataflow.training import TrainingImages, calibrate, fit_detector, pixel_quantile, score_threshold
+from pyimgano_dask.dataflow.training import (
+    LeftOut,
+    TrainingImages,
+    calibrate,
+    fit_detector,
+    left_out_warnings,
+    pixel_quantile,
+    score_threshold,
+)
 from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.detectors.amp import device_of
 from pyimgano_dask.detectors.base import Detector
@@ -187,10 +195,11 @@ def _train(
     if preflight.training is not None:
         reader = preflight.reader(settings)
         images = TrainingImages(preflight.training, reader, settings.dataflow.chunk_size)
+        unfit = LeftOut.of(())
         if not detector.is_fitted:
             progress.phase("fitting")
             with profile.stage("fit"):
-                detector = fit_detector(scheduler, detector, images, progress)
+                detector, unfit = fit_detector(scheduler, detector, images, progress)
         progress.phase("calibrating")
         wants_pixels = preflight.pixel_threshold_source == "train_dir"
         with profile.stage("calibrate"):
@@ -202,7 +211,7 @@ def _train(
                 roi_xyxy_norm=defects.roi_xyxy_norm,
                 amp=settings.dataflow.amp,
             )
-        warnings = calibration.warnings
+        warnings = left_out_warnings(unfit, calibration.left_out)
         asked = settings.training.calibration_quantile
         thresholds = Thresholds(*score_threshold(detector, asked, calibration.scores))
         if wants_pixels and calibration.pixels is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from pyimgano_dask.dataflow.scheduler import Scheduler
 from pyimgano_dask.dataflow.sources import Answer, infer
 from pyimgano_dask.defects import roi_slices
 from pyimgano_dask.detectors.base import Detector, State
+from pyimgano_dask.detectors.devices import NO_DEVICE
 from pyimgano_dask.detectors.epochs import epochs_told_to
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.defects import RoiXyxyNorm
@@ -77,18 +78,44 @@ def usual_quantile(contamination: float | None) -> float:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """How many training images could not be used, and what was wrong with the first of them: `path: reason`."""
+
+    count: int
+    faults: tuple[str, ...]
+
+    @classmethod
+    def of(cls, failed: Sequence[Failed]) -> Self:
+        """Those of a chunk."""
+        return cls(len(failed), tuple(f"{item.path}: {item.error.message}" for item in failed[:SHOWN_FAULTS]))
+
+    @classmethod
+    def joined(cls, parts: Iterable[LeftOut]) -> Self:
+        """Those of several chunks, in their order."""
+        parts = list(parts)
+        shown = tuple(fault for part in parts for fault in part.faults)[:SHOWN_FAULTS]
+        return cls(sum(part.count for part in parts), shown)
+
+    def warnings(self, of: str = "") -> tuple[str, ...]:
+        """One sentence that names the first of them, none where there are none; `of` says what they are left out of."""
+        if not self.count:
+            return ()
+        more = f"\n  … and {self.count - len(self.faults)} more" if self.count > len(self.faults) else ""
+        return (f"{self.count} training images were left out{of}:\n  " + "\n  ".join(self.faults) + more,)
+
+
+@dataclass(frozen=True)
 class _FitPartial:
     """Summary of some training images; `state` is None while none could be read."""
 
     state: State | None
-    faults: tuple[str, ...]
-    n_faults: int
+    left_out: LeftOut
 
 
 def fit_detector(
     scheduler: Scheduler, detector: Detector[Any], images: TrainingImages, progress: Progress | None = None
-) -> Detector[Any]:
-    """A fitted copy of `detector`; images that cannot be read are left out.
+) -> tuple[Detector[Any], LeftOut]:
+    """A fitted copy of `detector`, and the training images that could not be used and were left out.
 
     The last step, in which networks are trained, is done in this process with the native threads of one task, so that
     its rounding is the same on every scheduler. Raises ConfigError when no training image can be used.
@@ -102,13 +129,20 @@ def fit_detector(
         (detector, images.reader),
     )
     if merged.state is None:
-        raise images.none_is_usable(merged.faults)
+        raise images.none_is_usable(merged.left_out.faults)
     progress = progress or SilentProgress()
     if detector.trains_network:
         progress.phase("training")
     with native_threads_as_before(), epochs_told_to(partial(_tell_epoch, progress)):
         limit_native_threads(scheduler.threads_per_task)
-        return detector.finalize(merged.state)
+        return detector.finalize(merged.state), merged.left_out
+
+
+def left_out_warnings(of_fitting: LeftOut, of_calibrating: LeftOut) -> tuple[str, ...]:
+    """What to know of training images that could not be used; those that neither step could use are told once."""
+    if of_fitting.count <= of_calibrating.count:
+        return of_calibrating.warnings()
+    return (*of_fitting.warnings(" of fitting"), *of_calibrating.warnings(" of calibrating"))
 
 
 def _tell_epoch(progress: Progress, n_done: int, n_epochs: int) -> None:
@@ -137,19 +171,28 @@ def _accumulate_chunk(chunk: Chunk[str], common: tuple[Detector[Any], Reader]) -
         states += summarised
         failed += unusable
         del loaded
-    return _FitPartial(detector.merge(states) if states else None, *_faults(failed))
+    return _FitPartial(detector.merge(states) if states else None, LeftOut.of(failed))
 
 
 def _summaries(detector: Detector[Any], loaded: Sequence[Loaded]) -> tuple[list[State], list[Failed]]:
-    """The summary of a group without the images that the detector cannot take, and these with the reason."""
+    """The summary of a group without the images that the detector cannot take, and these with the reason.
+
+    Where the group fails and none of its images does by itself, each has a summary of its own. Raises ConfigError where
+    the fault is this machine's.
+    """
     if not loaded:
         return [], []
     try:
         return [detector.accumulate([item.image for item in loaded])], []
     except InputError as error:
+        if error.kind == NO_DEVICE:
+            raise ConfigError(error.message) from error
         if len(loaded) == 1:
             return [], [Failed(loaded[0].index, loaded[0].path, error)]
-    failed = [fault for item in loaded for fault in _summaries(detector, [item])[1]]
+    alone = [_summaries(detector, [item]) for item in loaded]
+    failed = [fault for _, faults in alone for fault in faults]
+    if not failed:
+        return [state for states, _ in alone for state in states], []
     culprits = {fault.index for fault in failed}
     states, others = _summaries(detector, [item for item in loaded if item.index not in culprits])
     return states, failed + others
@@ -157,15 +200,7 @@ def _summaries(detector: Detector[Any], loaded: Sequence[Loaded]) -> tuple[list[
 
 def _merge_fits(partials: Sequence[_FitPartial], merge: Callable[[Sequence[State]], State]) -> _FitPartial:
     states = [fit.state for fit in partials if fit.state is not None]
-    return _FitPartial(
-        merge(states) if states else None,
-        tuple(fault for fit in partials for fault in fit.faults)[:SHOWN_FAULTS],
-        sum(fit.n_faults for fit in partials),
-    )
-
-
-def _faults(failed: Sequence[Failed]) -> tuple[tuple[str, ...], int]:
-    return tuple(f"{item.path}: {item.error.message}" for item in failed[:SHOWN_FAULTS]), len(failed)
+    return _FitPartial(merge(states) if states else None, LeftOut.joined(fit.left_out for fit in partials))
 
 
 @dataclass(frozen=True)
@@ -173,23 +208,13 @@ class Calibration:
     """What a fitted detector says about the normal images.
 
     `scores` float64 (n,) in the order of the images, `pixels` the merged histogram of their maps inside the ROI,
-    `roi_pixel_counts` the distinct sizes of it in pixels, `faults` what was wrong with some of the `n_faults`
-    images that were left out.
+    `roi_pixel_counts` the distinct sizes of it in pixels, `left_out` the images that could not be used.
     """
 
     scores: NDArray[np.float64]
     pixels: PixelHistogram | None
     roi_pixel_counts: frozenset[int]
-    faults: tuple[str, ...]
-    n_faults: int
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know about the training images."""
-        if not self.n_faults:
-            return ()
-        more = f"\n  … and {self.n_faults - len(self.faults)} more" if self.n_faults > len(self.faults) else ""
-        return (f"{self.n_faults} training images were left out:\n  " + "\n  ".join(self.faults) + more,)
+    left_out: LeftOut
 
 
 @dataclass(frozen=True)
@@ -222,7 +247,7 @@ def calibrate(
         _calibrate_chunk, _merge_calibrations, chunked(images.inputs, images.chunk_size), task
     )
     if not len(calibration.scores):
-        raise images.none_is_usable(calibration.faults)
+        raise images.none_is_usable(calibration.left_out.faults)
     roi_is_empty = calibration.roi_pixel_counts == {0}
     if roi_xyxy_norm is not None and roi_is_empty:
         whole = calibrate(scheduler, detector, images, pixel_quantile=pixel_quantile, roi_xyxy_norm=None, amp=amp)
@@ -265,7 +290,7 @@ def _calibrate_chunk(chunk: Chunk[str], task: _CalibrationTask) -> Calibration:
         if pixels is not None:
             pixels = pixels.merge(PixelHistogram.of(crops, pixels.q))
         del loaded, scored, crops  # large images and maps are let go before the next ones are read
-    return Calibration(np.array(scores), pixels, frozenset(counts), *_faults(failed))
+    return Calibration(np.array(scores), pixels, frozenset(counts), LeftOut.of(failed))
 
 
 def _predict(task: _CalibrationTask, loaded: Sequence[Loaded]) -> tuple[list[Answer], list[Failed]]:
@@ -296,8 +321,7 @@ def _merge_calibrations(partials: Sequence[Calibration]) -> Calibration:
         np.concatenate([part.scores for part in partials]),
         pixels,
         frozenset[int]().union(*(part.roi_pixel_counts for part in partials)),
-        tuple(fault for part in partials for fault in part.faults)[:SHOWN_FAULTS],
-        sum(part.n_faults for part in partials),
+        LeftOut.joined(part.left_out for part in partials),
     )
 
 

@@ -10,6 +10,9 @@ from pyimgano_dask.settings.knob import knob
 
 DEVICES = re.compile(r"^(cpu|cuda(:\d+)?)$")
 
+NO_DEVICE = "DeviceError"
+"""The `kind` of an InputError that is this machine's fault: it lacks the device asked for."""
+
 
 def device_knob() -> Any:
     """The argument `device` of a detector."""

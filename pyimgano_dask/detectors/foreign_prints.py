@@ -13,21 +13,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
-# Threads that were there when the call that is on its way began, other than its own; None without a call.
-_bystanders: frozenset[int | None] | None = None
+# Threads that were there when the call that is on its way began, other than its own; None without a call. Threads, and
+# not their numbers, which later threads are given again.
+_bystanders: frozenset[threading.Thread] | None = None
 
 
-class _Nowhere(io.TextIOBase):
-    """Takes text and keeps none of it."""
+class _Null(io.RawIOBase):
+    """Takes bytes and keeps none of them."""
 
     def writable(self) -> bool:
         return True
 
-    def write(self, text: str, /) -> int:
-        return len(text)
+    def write(self, data: Any, /) -> int:
+        return memoryview(data).nbytes
 
 
-_nowhere = _Nowhere()
+_nowhere = io.TextIOWrapper(io.BufferedWriter(_Null()), encoding="utf-8", write_through=True)
 
 
 class _Divided:
@@ -41,7 +42,7 @@ class _Divided:
 
     def __getattr__(self, name: str) -> Any:
         bystanders = _bystanders  # another thread may end its call meanwhile
-        is_of_the_call = bystanders is not None and threading.get_ident() not in bystanders
+        is_of_the_call = bystanders is not None and threading.current_thread() not in bystanders
         return getattr(_nowhere if is_of_the_call else self._stream, name)
 
 
@@ -55,7 +56,7 @@ def prints_discarded() -> Iterator[None]:
     if _bystanders is not None:
         yield
         return
-    _bystanders = frozenset(thread.ident for thread in threading.enumerate()) - {threading.get_ident()}
+    _bystanders = frozenset(threading.enumerate()) - {threading.current_thread()}
     try:
         with redirect_stdout(_Divided(sys.stdout)), redirect_stderr(_Divided(sys.stderr)):
             yield

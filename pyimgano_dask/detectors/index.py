@@ -37,7 +37,7 @@ WHAT_THEY_NEED = """## What each needs
 - **training images**: normal images (`--train-dir`). *Required*, unless a saved state of the detector is given; *for
   thresholds*: it runs without them, with thresholds that are given.
 - **weights file**: weights of its backbone (`weights_path` in `--model-kwargs`). *Optional*; without them, and without
-  `pretrained`, the backbone's weights are random.
+  `pretrained`, those of a ResNet are random, and other backbones are refused.
 - **model file**: the exported model that it runs (`--checkpoint-path`).
 - **reference images**: a defect-free image for each input, or one for all (`--reference-dir`).
 """

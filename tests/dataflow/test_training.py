@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -18,11 +19,21 @@ from pyimgano_dask.dataflow.native import limit_native_threads, native_threads_a
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run import RunSummary
 from pyimgano_dask.dataflow.scheduler import Scheduler
-from pyimgano_dask.dataflow.training import Calibration, TrainingImages, calibrate, fit_detector, pixel_quantile
-from pyimgano_dask.detectors.base import Detector
+from pyimgano_dask.dataflow.training import (
+    Calibration,
+    LeftOut,
+    TrainingImages,
+    calibrate,
+    fit_detector,
+    left_out_warnings,
+    pixel_quantile,
+)
+from pyimgano_dask.detectors.base import Detector, Image, State
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
+from pyimgano_dask.detectors.devices import NO_DEVICE
+from pyimgano_dask.detectors.pixel_statistics import PixelMeanAbsdiffMap
 from pyimgano_dask.detectors.registry import find_detector_type
-from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.images.decoding import decode_image
 from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.synthesis import InspectionSet
@@ -47,7 +58,7 @@ def settle(
     detector = find_detector_type(model).create(**kwargs)
     reader = Reader("/", detector.color, 2**28)
     images = TrainingImages(InputList((parts.train_dir,), base_dir="/"), reader, chunk_size=1)
-    fitted = fit_detector(scheduler, detector, images)
+    fitted, _ = fit_detector(scheduler, detector, images)
     calibration = calibrate(scheduler, fitted, images, pixel_quantile=q, roi_xyxy_norm=ROI)
     return encode_detector(fitted), calibration, pixel_quantile(scheduler, calibration, fitted, images, ROI)
 
@@ -106,7 +117,7 @@ def trained_network(scheduler: Scheduler, parts: InspectionSet, model: str) -> b
     detector = find_detector_type(model).create(**NETWORKS[model])
     reader = Reader("/", detector.color, 2**28)
     images = TrainingImages(InputList((parts.train_dir,), base_dir="/"), reader, chunk_size=1)
-    return encode_detector(fit_detector(scheduler, detector, images))
+    return encode_detector(fit_detector(scheduler, detector, images)[0])
 
 
 @pytest.mark.parametrize("model", NETWORKS)
@@ -326,3 +337,62 @@ def test_other_strategies_take_the_config_even_with_training_images(
     assert threshold_of(run) == (3.25, "fixed", "infer_config")
     with pytest.raises(ConfigError, match="three ways"):
         trained(parts, pixel_threshold_strategy=strategy)
+
+
+class FailsInGroups(PixelMeanAbsdiffMap):
+    """Takes one image at a time, as a network on a device of little memory may."""
+
+    def accumulate(self, images: Sequence[Image]) -> State:
+        if len(images) > 1:
+            raise InputError("infer", "BackboneError", "too many")
+        return super().accumulate(images)
+
+
+class FailsOnBright(PixelMeanAbsdiffMap):
+    """Takes no white images for fitting."""
+
+    kind = "BackboneError"
+
+    def accumulate(self, images: Sequence[Image]) -> State:
+        if any(image.min() == 255 for image in images):
+            raise InputError("infer", self.kind, "too bright")
+        return super().accumulate(images)
+
+
+class LacksItsDevice(FailsOnBright):
+    kind = NO_DEVICE
+
+
+def fit_as(detector_type: type[Detector[Any]], folder: str | Path) -> tuple[bytes, LeftOut]:
+    detector = detector_type.create(**RESIZE)
+    images = TrainingImages(InputList((str(folder),), base_dir="/"), Reader("/", detector.color, 2**28), 8)
+    with opened("sync") as scheduler:
+        fitted, left_out = fit_detector(scheduler, detector, images)
+    return encode_detector(fitted), left_out
+
+
+def test_images_that_fail_only_together_are_fitted_one_by_one(parts: InspectionSet) -> None:
+    expected, _ = fit_as(PixelMeanAbsdiffMap, parts.train_dir)
+    assert fit_as(FailsInGroups, parts.train_dir) == (expected, LeftOut(0, ()))
+
+
+def test_images_that_a_detector_cannot_be_fitted_on_are_left_out_and_told(parts: InspectionSet, normal: Path) -> None:
+    expected, _ = fit_as(PixelMeanAbsdiffMap, parts.train_dir)
+    cv2.imwrite(str(normal / "005-white.png"), np.full((64, 64), 255, np.uint8))
+    fitted, left_out = fit_as(FailsOnBright, normal)
+    assert fitted == expected
+    assert left_out == LeftOut(1, (f"{normal}/005-white.png: too bright",))
+
+
+def test_a_missing_device_is_no_fault_of_an_image(normal: Path) -> None:
+    cv2.imwrite(str(normal / "005-white.png"), np.full((64, 64), 255, np.uint8))
+    with pytest.raises(ConfigError, match="too bright"):
+        fit_as(LacksItsDevice, normal)
+
+
+def test_images_left_out_of_both_steps_are_told_once() -> None:
+    both, none = LeftOut(1, ("a.png: torn",)), LeftOut(0, ())
+    assert left_out_warnings(both, both) == ("1 training images were left out:\n  a.png: torn",)
+    assert left_out_warnings(none, both) == left_out_warnings(both, both)
+    assert left_out_warnings(both, none) == ("1 training images were left out of fitting:\n  a.png: torn",)
+    assert left_out_warnings(none, none) == ()

@@ -44,7 +44,7 @@ def fit(parts: InspectionSet, model: str, listener: Listener | None, tiles: Tili
     detector = tiled(find_detector_type(model).create(**NETWORKS.get(model, {})), tiles)
     images = TrainingImages(InputList((parts.train_dir,), base_dir="/"), Reader("/", detector.color, 2**28), 4)
     with opened("sync") as scheduler:
-        return encode_detector(fit_detector(scheduler, detector, images, listener))
+        return encode_detector(fit_detector(scheduler, detector, images, listener)[0])
 
 
 @pytest.mark.parametrize("model", NETWORKS)

@@ -99,6 +99,29 @@ def test_prints_of_threads_that_were_there_before_are_not() -> None:
     assert (out.getvalue(), err.getvalue()) == ("record\nafterwards\n", "progress\n")
 
 
+def test_a_thread_of_the_call_is_silent_though_it_has_the_number_of_one_that_was_there() -> None:
+    ending, numbers = Event(), set()
+    with captured() as (out, _):
+        bystanders = [in_a_thread(ending.wait) for _ in range(20)]
+        numbers = {thread.ident for thread in bystanders}
+        with alone_and_repeatable(0):
+            ending.set()
+            for thread in bystanders:
+                thread.join()
+            later = [in_a_thread(lambda: print("thread of the call")) for _ in range(20)]
+            for thread in later:
+                thread.join()
+    assert numbers & {thread.ident for thread in later}, "no number was given again"
+    assert out.getvalue() == ""
+
+
+def test_what_a_call_writes_as_bytes_is_discarded_too() -> None:
+    with captured() as (out, _), alone_and_repeatable(0):
+        sys.stdout.buffer.write(b"call")
+        sys.stdout.reconfigure(line_buffering=True)
+    assert out.getvalue() == ""
+
+
 def test_a_stream_that_a_call_keeps_is_silent_in_later_calls_alone() -> None:
     log = logging.getLogger("foreign")
     with captured() as (out, err):

@@ -24,7 +24,7 @@ from pyimgano_dask.detectors.deep.libraries import (
 )
 from pyimgano_dask.detectors.deep.resnet import ResNet, fused, initialise
 from pyimgano_dask.detectors.deep.squares import stack_squares
-from pyimgano_dask.detectors.deep.weight_files import DAMAGE, read_weights
+from pyimgano_dask.detectors.deep.weight_files import read_weights
 from pyimgano_dask.detectors.deep.weights import (
     Shapes,
     as_arrays,
@@ -33,7 +33,7 @@ from pyimgano_dask.detectors.deep.weights import (
     shapes_of,
     without_weights,
 )
-from pyimgano_dask.detectors.devices import is_here
+from pyimgano_dask.detectors.devices import NO_DEVICE, is_here
 from pyimgano_dask.detectors.exported.formats import format_of
 from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.detectors.model_files import ModelFiles
@@ -55,7 +55,7 @@ def chosen_device(device: str | None) -> torch.device:
     if not is_here(device, "torch"):
         raise InputError(
             "infer",
-            "DeviceError",
+            NO_DEVICE,
             f"the device is {device}, which is not there where this chunk runs; use workers with a GPU, or "
             "--device cpu",
         )
@@ -77,6 +77,11 @@ def read_backbone(arguments: BackboneArguments, layers: tuple[str, ...], files: 
     if path is not None:
         whole, source = read_weights(files.read(path, "weights_path"), path), f"weights_path {path!r}"
     elif arguments.pretrained or name not in RESNETS:
+        if not arguments.pretrained:
+            raise ConfigError(
+                f"backbone {arguments.backbone} needs weights: give a file of them with weights_path in "
+                "--model-kwargs, or --pretrained for those that the library has or fetches"
+            )
         _shapes(name, layers)  # a network or layers that there are not are told before anything is fetched
         whole, source = pretrained_weights(name), "the library's weights"
     else:
@@ -137,11 +142,14 @@ class FeatureExtractor:
     def features(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """float32 (n, C, h, w) for each layer, of images as `scaled` gives them.
 
-        Raises InputError when the network fails, or gives anything else for a layer.
+        Raises InputError when the network fails, or gives anything else for a layer; what says that memory is short
+        stays as it is.
         """
         with torch.inference_mode():
             try:
                 outputs = self.net(batch)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise  # the machine's fault, and not the image's
             except Exception as error:  # code of somebody else's, which can raise anything
                 raise _unusable(f"the backbone fails: {in_words(error)}") from error
             picked = _picked(outputs, self._names, self._layers)
@@ -219,8 +227,8 @@ def _load_file(kind: str, data: bytes) -> torch.nn.Module:
         if kind == "torchscript":
             return Unoptimised(load_torchscript(data, torch.device("cpu")))
         return load_program(data).module()
-    except DAMAGE as error:
-        raise ConfigError(f"the extractor cannot be loaded as {FILES[kind]}: {in_words(error)}") from None
+    except Exception as error:  # damaged files make torch raise anything
+        raise ConfigError(f"the extractor cannot be loaded as {FILES[kind]}: {in_words(error)}") from error
 
 
 class Unoptimised(torch.nn.Module):

@@ -19,7 +19,8 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 PROJECTED = 128
-# Products of two projected points stay below 2 ** 24, so that float32 holds them exactly.
+# Products of two projected points stay below 2 ** 24, so that float32 holds them exactly. A squared distance, made of
+# three of them, may be twice as large, and is rounded once, whichever way it is computed.
 LEVELS = 255
 PROJECTED_AT_ONCE = 8192
 # The farthest points are looked at alone, one in so many, as long as there are more of them than SMALL.

@@ -99,7 +99,7 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
     def _try_backbone(self, source: str) -> None:
         from pyimgano_dask.detectors.deep.trial import check_backbone
 
-        check_backbone(self.arguments, self.layers, self._weights, self.extractor, source)
+        check_backbone(self.arguments, self.layers, self._weights.get(), source)
 
     def select_training(self, n_images: int) -> Sequence[int]:
         return range(n_images)

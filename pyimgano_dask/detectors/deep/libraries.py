@@ -45,7 +45,8 @@ def library_network(name: str, layers: tuple[str, ...], weights: State) -> torch
 def pretrained_weights(name: str) -> Mapping[str, torch.Tensor]:
     """The pretrained state dict that an installed library has, or fetches, for a whole network.
 
-    What libraries say while they fetch goes to standard error. Raises ConfigError when there is none to be had.
+    Files that the libraries have kept are read as weights alone. What they say while they fetch goes to standard error,
+    and so does what other threads print meanwhile. Raises ConfigError when there is none to be had.
     """
     library, _, model = name.partition(":")
     tried = [library] if library in LIBRARIES else list(LIBRARIES)
@@ -54,19 +55,26 @@ def pretrained_weights(name: str) -> Mapping[str, torch.Tensor]:
     for candidate in tried:
         try:
             with redirect_stdout(sys.stderr):
-                if candidate == "timm":
-                    whole = _library("timm").create_model(model, pretrained=True)
-                else:
-                    whole = _library("torchvision").get_model(model, weights="DEFAULT")
-        except (ConfigError, RuntimeError, ValueError, OSError, ImportError, LookupError) as error:
-            faults.append(f"{candidate}: {error if isinstance(error, ConfigError) else in_words(error)}")
-        else:
-            found: Mapping[str, torch.Tensor] = whole.state_dict()
-            return found
+                return _weights_of_timm(model) if candidate == "timm" else _weights_of_torchvision(model)
+        except ConfigError as error:
+            faults.append(f"{candidate}: {error}")
+        except Exception as error:  # noqa: BLE001 - a failed download or a damaged file makes them raise anything
+            faults.append(f"{candidate}: {in_words(error)}")
     raise ConfigError(
         f"pretrained weights of {name} are not at hand ({'; '.join(faults)}); give a file of them with weights_path in "
         "--model-kwargs, or --no-pretrained"
     )
+
+
+def _weights_of_timm(model: str) -> Mapping[str, torch.Tensor]:
+    weights: Mapping[str, torch.Tensor] = _library("timm").create_model(model, pretrained=True).state_dict()
+    return weights
+
+
+def _weights_of_torchvision(model: str) -> Mapping[str, torch.Tensor]:
+    best = _library("torchvision").get_model_weights(model).DEFAULT
+    weights: Mapping[str, torch.Tensor] = best.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    return weights
 
 
 def named_as_wanted(found: Mapping[str, Any], wanted: Collection[str]) -> Mapping[str, Any]:

@@ -77,6 +77,8 @@ class Padim(BackboneDetector[PadimArguments]):
         sums, filled = None, 0
         rows = np.empty((min(len(images), d), n_places, d), np.float32)
         for features in chain([first], batches):
+            if (found := tuple(features[0].shape[2:])) != tuple(grid_hw):
+                raise self._changing_grid([tuple(grid_hw.tolist()), found])
             for embedded in embed_all(features, channels):
                 if filled == len(rows):
                     sums = sums or Sums.none(n_places, d)
@@ -89,6 +91,13 @@ class Padim(BackboneDetector[PadimArguments]):
             return {**shared, "rows": rows}
         sums.add_rows(rows[:filled])
         return {**shared, **sums.state()}
+
+    @classmethod
+    def _changing_grid(cls, grids: Sequence[tuple[int, ...]]) -> ConfigError:
+        return ConfigError(
+            f"{cls.name}: the backbone gives one image a grid of {grids[0]} places and another one {grids[1]}; it must "
+            "give all images of one size the same grid"
+        )
 
     def _check_known_size(self) -> None:
         outputs = known_outputs(self.arguments, self.layers)
@@ -118,6 +127,9 @@ class Padim(BackboneDetector[PadimArguments]):
     @classmethod
     def merge(cls, states: Sequence[State]) -> State:
         shared = {key: states[0][key] for key in ("channels", "grid_hw")}
+        grids = sorted({tuple(state["grid_hw"].tolist()) for state in states})
+        if len(grids) > 1:
+            raise cls._changing_grid(grids)
         if all("rows" in state for state in states):
             rows = [state["rows"] for state in states]
             if sum(map(len, rows)) <= rows[0].shape[2]:

@@ -9,7 +9,6 @@ from pyimgano_dask.detectors.base import Image, State
 from pyimgano_dask.detectors.deep.arguments import RESNETS, BackboneArguments
 from pyimgano_dask.detectors.deep.backbones import FeatureExtractor
 from pyimgano_dask.detectors.exported.runner import in_words
-from pyimgano_dask.detectors.lazy import Lazy
 from pyimgano_dask.errors import ConfigError, InputError
 
 # Own networks take squares of any size, so that their weights are tried on a small one.
@@ -24,20 +23,19 @@ Layers = list[torch.Tensor]
 def check_backbone(
     arguments: BackboneArguments,
     layers: tuple[str, ...],
-    weights: Lazy[State],
-    extractor: Lazy[FeatureExtractor],
+    weights: State,
     source: str,
 ) -> None:
     """Let a backbone look at two images; raises ConfigError naming `source` when it cannot be used.
 
     It must take squares of `image_size`, give finite features (N, C, h, w) for each layer, tell the images apart, and
     give the same when it is asked again. Where this process lacks its device it is tried on the CPU, since workers
-    may have it.
+    may have it. The network that is made for it is let go.
     """
     size, is_foreign = arguments.image_size, arguments.architecture not in RESNETS
     squares = smooth_squares(size if is_foreign else min(size, OWN_SIZE))
     try:
-        tried = _made(arguments, layers, weights, extractor)
+        tried = _made(arguments, layers, weights)
         first, second = _features(tried, squares)
         again = tried.features(tried.scaled(squares[:1])) if is_foreign else first
     except InputError as error:
@@ -61,13 +59,11 @@ def smooth_squares(size: int) -> Image:
     return np.asarray(np.rint(127.5 + 120 * both), dtype=np.uint8)
 
 
-def _made(
-    arguments: BackboneArguments, layers: tuple[str, ...], weights: Lazy[State], extractor: Lazy[FeatureExtractor]
-) -> FeatureExtractor:
+def _made(arguments: BackboneArguments, layers: tuple[str, ...], weights: State) -> FeatureExtractor:
     try:
-        return extractor.get()
+        return FeatureExtractor(arguments, layers, weights)
     except InputError:  # the device is not in this process
-        return FeatureExtractor(arguments.model_copy(update={"device": "cpu"}), layers, weights.get())
+        return FeatureExtractor(arguments.model_copy(update={"device": "cpu"}), layers, weights)
     except RuntimeError as error:  # what devices and the code of files raise
         raise ConfigError(f"it cannot be loaded: {in_words(error)}") from error
 

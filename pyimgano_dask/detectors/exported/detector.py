@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Color, Image, Prediction, State, TrainingFreeDetector
+from pyimgano_dask.detectors.devices import NO_DEVICE
 from pyimgano_dask.detectors.differences import score_of
 from pyimgano_dask.detectors.exported.arguments import ExportedModelArguments
 from pyimgano_dask.detectors.exported.inputs import InputPlan
@@ -161,7 +162,7 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
         except DeviceMissingError as error:
             raise InputError(
                 "infer",
-                "DeviceError",
+                NO_DEVICE,
                 f"the device is {self.arguments.device}, which is not there where this chunk runs ({error}); "
                 "use workers with a GPU, or --device cpu",
             ) from None

@@ -151,7 +151,7 @@ def test_without_a_library_pretrained_weights_are_told_where_to_come_from() -> N
     with pytest.raises(ConfigError, match=r"pretrained weights of resnet18 are not at hand.*weights_path"):
         Padim.create(**SMALL, pretrained=True).opened(ModelFiles())
     with pytest.raises(ConfigError, match="needs timm, which cannot be loaded here"):
-        Padim.create(**{**SMALL, "layers": ["1"]}, backbone="timm:resnet18").opened(ModelFiles())
+        Padim.create(**{**SMALL, "layers": ["1"]}, backbone="timm:resnet18", pretrained=True).opened(ModelFiles())
 
 
 @pytest.mark.parametrize(

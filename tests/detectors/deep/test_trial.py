@@ -82,6 +82,11 @@ class Growing(Grid):
         return self.conv(x) if bool(x[0, 0, 0, 0] > 0) else self.conv(x)[:, :, 1:, 1:]
 
 
+class GrowingInLight(Grid):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)[:, :, 1:, 1:] if bool((x > 2.6).any()) else self.conv(x)
+
+
 class AfraidOfLight(Grid):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if bool((x > 2.6).any()):
@@ -137,6 +142,15 @@ def test_what_an_extractor_raises_later_is_a_fault_of_the_image(tmp_path: Path) 
     with pytest.raises(InputError, match="that is too bright"):
         detector.accumulate([np.full((20, 20, 3), 255, np.uint8)])
     assert np.isfinite(detector.predict(draw_images(2, "rgb")).scores).all()
+
+
+@pytest.mark.parametrize("in_one_batch", [True, False])
+def test_a_grid_that_changes_from_image_to_image_ends_fitting_in_words(tmp_path: Path, in_one_batch: bool) -> None:
+    detector = detector_of(script(tmp_path / "net.pt", GrowingInLight()))
+    images = [*draw_images(1, "rgb"), np.full((20, 20, 3), 255, np.uint8)]
+    batches = [images] if in_one_batch else [images[:1], images[1:]]
+    with pytest.raises(ConfigError, match=r"one image a grid of \(., .\) places and another one \(., .\)"):
+        detector.merge([detector.accumulate(batch) for batch in batches])
 
 
 @pytest.mark.parametrize(("factor", "said"), [(0.0, "same features for two different images"), (1e30, "not finite")])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="files of weights need torch")
@@ -108,3 +110,17 @@ def test_a_folder_and_an_empty_file_are_told(tmp_path: Path) -> None:
         Padim.create(weights_path="folder.pth").opened(ModelFiles(str(tmp_path)))
     with pytest.raises(ConfigError, match=r"weights_path: 'empty\.pth' is not a file of weights .* it is empty"):
         Padim.create(weights_path="empty.pth").opened(ModelFiles(str(tmp_path)))
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before the zip format"])
+@given(share=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+@settings(max_examples=150, deadline=None)
+def test_files_of_torch_that_are_cut_short_or_damaged_end_in_words(is_zip: bool, share: float, byte: int) -> None:
+    file = io.BytesIO()
+    torch.save({"weight": torch.arange(6.0)}, file, _use_new_zipfile_serialization=is_zip)
+    data = file.getvalue()
+    place = int(share * len(data))
+    with pytest.raises(ConfigError, match=r"weights_path: 'w.pth'"):
+        read_weights(data[:place], "w.pth")
+    with suppress(ConfigError):
+        read_weights(data[:place] + bytes([byte]) + data[place + 1 :], "w.pth")
