@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +43,10 @@ def make_detector(resolved: Resolved, base_dir: str) -> Made:
     _check_device(kwargs.get("device"), detector_type, settings.dataflow.scheduler)
     files = ModelFiles(base_dir, settings.model.trust_model_file)
     path = settings.model.checkpoint_path
+    if path is None and detector_type.model_file is not None:
+        raise ConfigError(
+            f"{detector_type.name} runs a model file: give it ({detector_type.model_file}) with --checkpoint-path FILE"
+        )
     if path is None:
         opened = detector_type.create(**kwargs).opened(files)
         made = Made(opened, opened.advice(), files.seen)
@@ -87,11 +92,13 @@ def _restored(
 
 def _check_changes(saved: Detector[Any], changed: Detector[Any], path: str) -> None:
     """Raise ConfigError where an argument that a saved state was learned with is given another value."""
+    then, now = saved.arguments.model_dump(mode="json"), changed.arguments.model_dump(mode="json")
     faults = [
-        f"model_kwargs.{name}: {getattr(changed.arguments, name)!r} is given, but {path!r} was fitted with {value!r}; "
-        f"leave it out, or fit {saved.name} anew with --train-dir"
-        for name, value in saved.arguments
-        if name in saved.learned_with and getattr(changed.arguments, name) != value
+        f"model_kwargs.{name}: {json.dumps(now[name])} is given, but {path!r} was fitted with "
+        f"{json.dumps(then[name])}; leave it out, or fit anew: --model {saved.name} with "
+        "--train-dir, without --infer-config and --checkpoint-path"
+        for name in then
+        if name in saved.learned_with and now[name] != then[name]
     ]
     if faults:
         raise ConfigError("\n".join(faults))

@@ -96,7 +96,10 @@ def check(resolved: Resolved, base_dir: str, profile: Profile) -> Preflight:
     if settings.model.reference_dir is not None:
         sources.append(InputFolder("--reference-dir", settings.model.reference_dir))
     if not detector.is_fitted and training is None:
-        raise ConfigError(_what_it_lacks(detector))
+        raise ConfigError(
+            f"{detector.name} must be fitted before it can score: give normal images with --train-dir DIR, "
+            "or a saved state with --checkpoint-path FILE"
+        )
     sources += [
         InputFolder(flag, path)
         for flag, path in (
@@ -167,15 +170,6 @@ def _check_maps(settings: InferSettings, detector: Detector[Any]) -> None:
             f"{', '.join(flag for flag, is_on in asked.items() if is_on)}: {detector.name} scores whole images and "
             "gives no anomaly maps; leave this out, or choose a detector that does (--list-models --tags pixel_map)"
         )
-
-
-def _what_it_lacks(detector: Detector[Any]) -> str:
-    if detector.model_file is not None:
-        return f"{detector.name} runs a model file: give it ({detector.model_file}) with --checkpoint-path FILE"
-    return (
-        f"{detector.name} must be fitted before it can score: give normal images with --train-dir DIR, "
-        "or a saved state with --checkpoint-path FILE"
-    )
 
 
 def _pixel_threshold_source(resolved: Resolved) -> PixelThresholdSource:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import io
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
-# Threads that were there when the call that is on its way began, other than its own; None without a call. Threads, and
-# not their numbers, which later threads are given again.
+_lock = threading.Lock()
+# How many calls each thread is in, and what puts the streams back that are there without any.
+_callers: Counter[threading.Thread] = Counter()
+_streams = ExitStack()
+# Threads that were there when the call began that may start others, other than its own; None without such a call.
+# Threads, and not their numbers, which later threads are given again.
 _bystanders: frozenset[threading.Thread] | None = None
 
 
@@ -32,7 +37,7 @@ _nowhere = io.TextIOWrapper(io.BufferedWriter(_Null()), encoding="utf-8", write_
 
 
 class _Divided:
-    """A stream that is itself for bystanders, and nowhere for the threads of a foreign call.
+    """A stream that is itself for bystanders, and nowhere for the threads of foreign calls.
 
     A call may keep it, in a handler of its log. Kept, it is nowhere during later calls and the stream between them.
     """
@@ -41,9 +46,32 @@ class _Divided:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        bystanders = _bystanders  # another thread may end its call meanwhile
-        is_of_the_call = bystanders is not None and threading.current_thread() not in bystanders
-        return getattr(_nowhere if is_of_the_call else self._stream, name)
+        return getattr(_nowhere if _is_of_a_call(threading.current_thread()) else self._stream, name)
+
+
+def _is_of_a_call(thread: threading.Thread) -> bool:
+    bystanders = _bystanders  # another thread may end its call meanwhile
+    return thread in _callers or (bystanders is not None and thread not in bystanders)
+
+
+@contextmanager
+def own_prints_discarded() -> Iterator[None]:
+    """Discard what the block prints in this thread; blocks of several threads may be open at a time."""
+    thread = threading.current_thread()
+    with _lock:
+        if not _callers:
+            _streams.enter_context(redirect_stdout(_Divided(sys.stdout)))
+            _streams.enter_context(redirect_stderr(_Divided(sys.stderr)))
+        _callers[thread] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _callers[thread] -= 1
+            if not _callers[thread]:
+                del _callers[thread]
+            if not _callers:
+                _streams.close()
 
 
 @contextmanager
@@ -53,12 +81,12 @@ def prints_discarded() -> Iterator[None]:
     One block at a time in a process; it may hold another one of the same thread.
     """
     global _bystanders
-    if _bystanders is not None:
-        yield
-        return
-    _bystanders = frozenset(threading.enumerate()) - {threading.current_thread()}
-    try:
-        with redirect_stdout(_Divided(sys.stdout)), redirect_stderr(_Divided(sys.stderr)):
+    with own_prints_discarded():
+        if _bystanders is not None:
             yield
-    finally:
-        _bystanders = None
+            return
+        _bystanders = frozenset(threading.enumerate()) - {threading.current_thread()}
+        try:
+            yield
+        finally:
+            _bystanders = None

@@ -9,11 +9,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.jit._fuser import optimized_execution
+
+from pyimgano_dask.detectors.foreign_prints import own_prints_discarded
 
 
 def load_torchscript(data: bytes, device: torch.device) -> Any:
     """The module in a TorchScript file, in evaluation mode; raises what torch raises."""
-    return torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
+    with own_prints_discarded():
+        return torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
+
+
+def call_torchscript(module: Any, images: torch.Tensor) -> Any:
+    """What a TorchScript module gives for images; raises what it raises. What it prints is discarded.
+
+    It runs as it is written: torch's optimiser rewrites it after a few calls, and each call is to compute the same.
+    """
+    with own_prints_discarded(), optimized_execution(False):
+        return module(images)
 
 
 def load_program(data: bytes) -> torch.export.ExportedProgram:

@@ -245,13 +245,14 @@ def test_a_training_image_that_a_backbone_cannot_take_is_left_out_and_named(plac
     kwargs = {"backbone": "torchscript", "weights_path": "choosy.pt", "image_size": 48, "d_reduced": 4}
     settings = {"model": "vision_padim", "model_kwargs": kwargs, "trust_model_file": True}
     alone = outputs_of(place, **settings)
+    shutil.copytree("set/train/good", "normal")
     for name in ("005-white", "zzz-white"):
-        cv2.imwrite(f"set/train/good/{name}.png", np.full((60, 60, 3), 255, np.uint8))
-    summary = pyimgano_dask.infer(**RUN, **settings)
+        cv2.imwrite(f"normal/{name}.png", np.full((60, 60, 3), 255, np.uint8))
+    summary = pyimgano_dask.infer(**{**RUN, "train_dir": "normal"}, **settings)
     assert hashes_below(place / "out") == alone
     (warning,) = (warning for warning in summary.warnings if "left out" in warning)
     assert "2 training images were left out" in warning
-    assert "set/train/good/005-white.png: the backbone fails" in warning
+    assert "normal/005-white.png: the backbone fails" in warning
     assert "too bright" in warning
 
 

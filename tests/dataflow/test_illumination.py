@@ -225,7 +225,7 @@ def test_flags_over_thresholds_that_were_calibrated_without_them_are_told(first:
     config = {"infer_config": first / "run/infer_config.json", "input": "in"}
     assert told(tmp_path, **config) == []
     (warning,) = told(tmp_path, **config, gamma=1.0)
-    assert warning.startswith("illumination flags change scores and maps")
+    assert warning.startswith("--gamma changes scores or maps")
 
 
 @pytest.mark.filterwarnings("ignore:.*does nothing without")

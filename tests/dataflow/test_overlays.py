@@ -18,12 +18,12 @@ import pyimgano_dask
 from pyimgano_dask.dataflow.inspection import (
     Inspection,
     RunSummary,
-    SilentProgress,
     Thresholds,
     inspect,
     stored_source,
 )
 from pyimgano_dask.dataflow.plan import RunPlan
+from pyimgano_dask.dataflow.progress import SilentProgress
 from pyimgano_dask.dataflow.reading import Reader
 from pyimgano_dask.dataflow.run_folder import find_run_folder
 from pyimgano_dask.dataflow.scheduler import Scheduler

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.jit._fuser import optimized_execution
 
 from pyimgano_dask.detectors.base import Image, State
 from pyimgano_dask.detectors.deep.arguments import FILES, RESNETS, BackboneArguments
@@ -37,10 +36,13 @@ from pyimgano_dask.detectors.devices import NO_DEVICE, is_here
 from pyimgano_dask.detectors.exported.formats import format_of
 from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.detectors.model_files import ModelFiles
-from pyimgano_dask.detectors.torch_files import load_program, load_torchscript
+from pyimgano_dask.detectors.torch_files import call_torchscript, load_program, load_torchscript
 from pyimgano_dask.errors import ConfigError, InputError
 
 CODE = "code"
+
+FeatureShapes = tuple[tuple[int, ...], ...]
+"""(C, h, w) of each output of a backbone."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -161,6 +163,19 @@ class FeatureExtractor:
                 )
             return [layer.float() for layer in picked]
 
+    def sound_batches(self, images: Sequence[Image], shapes: FeatureShapes | None) -> Iterator[list[torch.Tensor]]:
+        """The same of images to learn from: raises InputError also for features that are not finite.
+
+        And for those that are not of the `shapes` (C, h, w) by layer, where these are known.
+        """
+        for features in self.batches(images):
+            found = tuple(tuple(layer.shape[1:]) for layer in features)
+            if shapes is not None and found != shapes:
+                raise _unusable(f"the backbone gives features of the shapes {found}, and {shapes} for other images")
+            if not all(bool(torch.isfinite(layer).all()) for layer in features):
+                raise _unusable("the backbone gives features that are not finite")
+            yield features
+
     def normalised(self, images: Sequence[Image]) -> torch.Tensor:
         """float32 (n, 3, S, S) in channels-last order on the device."""
         return self.scaled(stack_squares(images, self._size))
@@ -192,9 +207,13 @@ def _picked(features: Any, names: tuple[str, ...], layers: tuple[str, ...]) -> l
         raise _unusable("the backbone gives no outputs")
     picked = [named[layer] for layer in layers or named]
     for value in picked:
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            what = f"a tensor of {value.dtype}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
-            raise _unusable(f"the outputs of a backbone must be tensors of floating-point numbers, got {what}")
+        if not isinstance(value, torch.Tensor):
+            raise _unusable(f"the outputs of a backbone must be tensors, got a {type(value).__name__}")
+        if not value.is_floating_point() or value.layout != torch.strided:
+            raise _unusable(
+                "the outputs of a backbone must be dense tensors of floating-point numbers, got a tensor of "
+                f"{value.dtype}, {value.layout}"
+            )
     return picked
 
 
@@ -239,5 +258,4 @@ class Unoptimised(torch.nn.Module):
         self.module = module
 
     def forward(self, x: torch.Tensor) -> Any:
-        with optimized_execution(False):
-            return self.module(x)
+        return call_torchscript(self.module, x)

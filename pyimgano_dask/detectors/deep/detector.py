@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pyimgano_dask.detectors.base import Color, Detector, State
+from pyimgano_dask.detectors.base import Color, Detector, Image, State
 from pyimgano_dask.detectors.deep.arguments import FILES, RESNETS, BackboneArguments
 from pyimgano_dask.detectors.extras import require
 from pyimgano_dask.detectors.lazy import Lazy
@@ -19,7 +19,9 @@ from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pyimgano_dask.detectors.deep.backbones import FeatureExtractor
+    from torch import Tensor
+
+    from pyimgano_dask.detectors.deep.backbones import FeatureExtractor, FeatureShapes
 
 Floats = NDArray[np.float32]
 BACKBONE = "backbone/"
@@ -42,6 +44,7 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
     def __init__(self, arguments: BackboneArgs) -> None:
         super().__init__(arguments)
         self._fitted: State | None = None
+        self._shapes: FeatureShapes | None = None
         self._use(Lazy(partial(_read_backbone, arguments, self.layers, ModelFiles())))
 
     def _use(self, weights: Lazy[State]) -> None:
@@ -64,9 +67,10 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
         arguments = self.arguments
         if arguments.architecture not in RESNETS or arguments.weights_path is not None or arguments.pretrained:
             return ()
+        remedy = f"fit {self.name} anew with weights" if self.is_fitted else "give weights"
         return (
-            f"{self.name} works with random weights, which see only what is plain to see; give weights learned from "
-            "photographs with weights_path in --model-kwargs, or --pretrained (docs/DETECTORS.md)",
+            f"{self.name} works with random weights, which see only what is plain to see; {remedy} learned from "
+            "photographs: weights_path in --model-kwargs, or --pretrained (docs/DETECTORS.md)",
         )
 
     @property
@@ -89,17 +93,23 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
     def opened(self, files: ModelFiles) -> Self:
         opened = self._with_weights(_read_backbone(self.arguments, self.layers, files))
         path, backbone = self.arguments.weights_path, self.arguments.backbone
-        opened._try_backbone(f"backbone {backbone}" if path is None else f"weights_path: {path!r}")
+        shapes = opened._try_backbone(f"backbone {backbone}" if path is None else f"weights_path: {path!r}")
+        if self.arguments.architecture not in RESNETS:  # those were tried at another size
+            opened._shapes = shapes
         return opened
 
     def check(self) -> tuple[str, ...]:
         self._try_backbone(f"{self.name}: the backbone in the state")
         return ()
 
-    def _try_backbone(self, source: str) -> None:
+    def _try_backbone(self, source: str) -> FeatureShapes:
         from pyimgano_dask.detectors.deep.trial import check_backbone
 
-        check_backbone(self.arguments, self.layers, self._weights.get(), source)
+        return check_backbone(self.arguments, self.layers, self._weights.get(), source)
+
+    def features_to_learn(self, images: Sequence[Image]) -> Iterator[list[Tensor]]:
+        """Features of normal images, as `FeatureExtractor.sound_batches` gives them."""
+        return self.extractor.get().sound_batches(images, self._shapes)
 
     def select_training(self, n_images: int) -> Sequence[int]:
         return range(n_images)
@@ -132,6 +142,7 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
     def _with_weights(self, weights: State) -> Self:
         new = copy.copy(self)
         new._use(Lazy(partial(_itself, weights)))
+        new._shapes = None
         return new
 
     def with_fitted(self, fitted: State) -> Self:

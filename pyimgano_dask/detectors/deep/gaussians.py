@@ -43,6 +43,8 @@ def whitening(count: int, mean: NDArray[np.float64], products: NDArray[np.float6
             )
         inverse = torch.linalg.solve_triangular(factor, torch.eye(d, dtype=factor.dtype), upper=False)
         answer[places] = inverse.numpy()[:, rows, columns]
+    if not np.isfinite(answer).all():
+        raise ConfigError(f"the features of the normal images differ too little for covariance_eps {eps:g}; raise it")
     return answer
 
 

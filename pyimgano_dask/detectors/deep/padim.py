@@ -68,7 +68,7 @@ class Padim(BackboneDetector[PadimArguments]):
         from pyimgano_dask.detectors.deep.gaussians import embed_all
 
         self._check_known_size()
-        batches = self.extractor.get().batches(images)
+        batches = self.features_to_learn(images)
         first = next(batches)
         shapes = [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in first]
         self._check_size(shapes)

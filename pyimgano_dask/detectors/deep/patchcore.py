@@ -18,7 +18,7 @@ from pyimgano_dask.detectors.deep.outputs import known_outputs
 from pyimgano_dask.detectors.lazy import Lazy
 from pyimgano_dask.detectors.registry import register
 from pyimgano_dask.detectors.shared_knobs import smoothing_sigma_knob
-from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.knob import knob
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Patchcore(BackboneDetector[PatchcoreArguments]):
     def accumulate(self, images: Sequence[Image]) -> State:
         from pyimgano_dask.detectors.deep.patches import patch_features
 
-        batches = self.extractor.get().batches(images)
+        batches = self.features_to_learn(images)
         of_images = chain.from_iterable(patch_features(features).cpu().numpy() for features in batches)
         return self.merge([self._summary(parts) for parts in grouped(of_images, BYTES_AT_ONCE)])
 
@@ -79,6 +79,12 @@ class Patchcore(BackboneDetector[PatchcoreArguments]):
 
     @classmethod
     def merge(cls, states: Sequence[State]) -> State:
+        channels = sorted({state["patches"].shape[1] for state in states})
+        if len(channels) > 1:
+            raise ConfigError(
+                f"{cls.name}: the backbone gives one image {channels[0]} channels and another one {channels[1]}; it "
+                "must give all images as many"
+            )
         seed = states[0]["random_state"]
         patches = thinned([state["patches"] for state in states], LARGEST_BANK, int(seed))
         count = sum(int(state["count"]) for state in states)
@@ -119,6 +125,13 @@ class Patchcore(BackboneDetector[PatchcoreArguments]):
         for features in self.extractor.get().batches(images):
             grid_hw = features[0].shape[2:]
             for patches in patch_features(features):
+                if patches.shape[1] != bank.n_channels:
+                    raise InputError(
+                        "infer",
+                        "BackboneError",
+                        f"the backbone gives {patches.shape[1]} channels, and the detector was fitted on "
+                        f"{bank.n_channels}",
+                    )
                 score, distances = bank.score(patches, self.arguments.n_neighbors)
                 height, width = images[len(maps)].shape[:2]
                 size, sigma = self.arguments.image_size, self.arguments.smoothing_sigma

@@ -39,6 +39,11 @@ class MemoryBank:
         self._bank = torch.tensor(bank, device=chosen_device(device))
         self._squares = self._bank.square().sum(dim=1)
 
+    @property
+    def n_channels(self) -> int:
+        """C."""
+        return int(self._bank.shape[1])
+
     def score(self, patches: torch.Tensor, n_neighbors: int) -> tuple[float, Floats]:
         """The score of an image, and the distance of each of its patches, (P, C), to the bank: float32 (P,).
 

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from pyimgano_dask.detectors.base import Image, State
 from pyimgano_dask.detectors.deep.backbones import FeatureExtractor
 from pyimgano_dask.detectors.deep.resnet import ResNet, initialise
-from pyimgano_dask.detectors.deep.training import shuffled_batches, train, training_device
+from pyimgano_dask.detectors.deep.training import check_trained, shuffled_batches, train, training_device
 from pyimgano_dask.detectors.deep.weights import as_arrays, without_weights
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def train_student(
         detector=name,
     )
     _settle_statistics(student, teacher, images, arguments.batch_size, draw)
-    return as_arrays(student.state_dict())
+    return check_trained(as_arrays(student.state_dict()), arguments.lr, name)
 
 
 def _settle_statistics(

@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, pad
 from pyimgano_dask.detectors.base import Image, State
 from pyimgano_dask.detectors.deep.backbones import CUDA_BATCH, chosen_device
 from pyimgano_dask.detectors.deep.squares import stack_squares
-from pyimgano_dask.detectors.deep.training import train, training_device
+from pyimgano_dask.detectors.deep.training import check_trained, train, training_device
 from pyimgano_dask.detectors.deep.weights import Shapes, as_arrays, load_arrays, shapes_of, without_weights
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def train_autoencoder(arguments: AutoencoderArguments, images: NDArray[np.uint8]
         seed=int(draw.integers(2**63)),
         detector=name,
     )
-    return as_arrays(net.state_dict())
+    return check_trained(as_arrays(net.state_dict()), arguments.lr, name)
 
 
 class Reconstruction:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyimgano_dask.detectors.base import State
 from pyimgano_dask.detectors.deep.backbones import chosen_device
 from pyimgano_dask.detectors.devices import is_here
 from pyimgano_dask.detectors.epochs import tell_epoch
@@ -63,10 +64,21 @@ def train(
             group = optimizer.param_groups[0]
             raise ConfigError(
                 f"{detector}: training diverged in epoch {epoch + 1} of {epochs}: the loss or the weights are not "
-                f"finite; lr {group['lr']:g} is too high for these images, take a lower one (--model-kwargs, lr)"
+                f"finite; {_too_high(group['lr'])}"
             )
         tell_epoch(epoch + 1, epochs)
     return losses
+
+
+def check_trained(weights: State, lr: float, detector: str) -> State:
+    """These weights; ConfigError naming the `detector` where some are no finite numbers."""
+    if not all(np.isfinite(values).all() for values in weights.values()):
+        raise ConfigError(f"{detector}: training diverged: the weights are not finite; {_too_high(lr)}")
+    return weights
+
+
+def _too_high(lr: float) -> str:
+    return f"lr {lr:g} is too high for these images, take a lower one (--model-kwargs, lr)"
 
 
 def _has_finite_weights(optimizer: torch.optim.Optimizer) -> bool:

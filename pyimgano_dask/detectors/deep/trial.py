@@ -7,14 +7,14 @@ import torch
 
 from pyimgano_dask.detectors.base import Image, State
 from pyimgano_dask.detectors.deep.arguments import RESNETS, BackboneArguments
-from pyimgano_dask.detectors.deep.backbones import FeatureExtractor
+from pyimgano_dask.detectors.deep.backbones import FeatureExtractor, FeatureShapes
 from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.errors import ConfigError, InputError
 
 # Own networks take squares of any size, so that their weights are tried on a small one.
 OWN_SIZE = 64
 
-# Features are the same when they differ by less than this share of the largest one: CUDA rounds by the batch.
+# On CUDA features are the same when they differ by less than this share of the largest one: it rounds by the batch.
 TOLERANCE = 1e-3
 
 Layers = list[torch.Tensor]
@@ -25,8 +25,10 @@ def check_backbone(
     layers: tuple[str, ...],
     weights: State,
     source: str,
-) -> None:
-    """Let a backbone look at two images; raises ConfigError naming `source` when it cannot be used.
+) -> FeatureShapes:
+    """Let a backbone look at two images, and give the shapes of its features.
+
+    Raises ConfigError naming `source` when it cannot be used.
 
     It must take squares of `image_size`, give finite features (N, C, h, w) for each layer, tell the images apart, and
     give the same when it is asked again. Where this process lacks its device it is tried on the CPU, since workers
@@ -48,6 +50,7 @@ def check_backbone(
     fault = _fault(first, second, again)
     if fault is not None:
         raise ConfigError(f"{source}: {fault}")
+    return tuple(tuple(layer.shape[1:]) for layer in first)
 
 
 def smooth_squares(size: int) -> Image:
@@ -93,7 +96,8 @@ def _fault(first: Layers, second: Layers, again: Layers) -> str | None:
             "it gives the same features for two different images, as weights of nothing but zeros do; take another "
             "file of weights"
         )
-    if not all(_are_alike(one, other) for one, other in zip(first, again, strict=True)):
+    tolerance = 0 if first[0].device.type == "cpu" else TOLERANCE
+    if not all(_are_alike(one, other, tolerance) for one, other in zip(first, again, strict=True)):
         return (
             "it gives other features for the same image when it is asked again, so records would depend on the order "
             "of the images; export it in evaluation mode, without a state that changes"
@@ -101,5 +105,5 @@ def _fault(first: Layers, second: Layers, again: Layers) -> str | None:
     return None
 
 
-def _are_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return float((one - other).abs().max()) <= TOLERANCE * float(one.abs().max())
+def _are_alike(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+    return float((one - other).abs().max()) <= tolerance * float(one.abs().max())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-from pyimgano_dask.detectors.exported.formats import format_of
+from pyimgano_dask.detectors.exported.formats import DAMAGED_ZIP, format_of
 from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.errors import ConfigError
 
@@ -41,7 +43,11 @@ def read_weights(data: bytes, path: str) -> Mapping[str, torch.Tensor]:
 
 def _read_torch(data: bytes, path: str) -> Mapping[str, torch.Tensor]:
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if format_of(data) == DAMAGED_ZIP:  # torch itself looks at no checksum
+            raise ValueError(DAMAGED_ZIP)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make torch raise anything
         raise ConfigError(
             f"weights_path: {path!r} is not a file of weights that can be read safely: it is {format_of(data)}. It "
@@ -71,9 +77,13 @@ def _read_safetensors(data: bytes, path: str) -> Mapping[str, torch.Tensor]:
         if start > len(data):
             raise ValueError(f"its header ends at byte {start} of {len(data)}")
         header = json.loads(data[_LENGTH_BYTES:start])
+        header.pop("__metadata__", None)
         values = memoryview(data)[start:]
-        return {name: _tensor(entry, values) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, RecursionError) as error:
+        ranges = sorted(entry["data_offsets"] for entry in header.values())
+        if any(later[0] < earlier[1] for earlier, later in pairwise(ranges)):
+            raise ValueError("its tensors overlap")
+        return {name: _tensor(entry, values) for name, entry in header.items()}
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else in_words(error)
         raise ConfigError(
             f"weights_path: {path!r} is a safetensors file that is cut short or damaged, or of a kind that is not read "

@@ -65,7 +65,7 @@ def fitting_weights(shapes: Shapes, found: Mapping[str, Any], source: str, netwo
 def _as_float32(values: torch.Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """In the order of its dimensions; what float32 cannot hold becomes infinite."""
     if isinstance(values, torch.Tensor):
-        return np.array(values.detach().cpu().float().numpy(), order="C")
+        return np.array(values.detach().resolve_conj().resolve_neg().cpu().float().numpy(), order="C")
     with np.errstate(over="ignore"):
         return np.asarray(values, dtype=np.float32, order="C")
 

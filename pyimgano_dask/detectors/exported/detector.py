@@ -171,7 +171,10 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
         maps: list[NDArray[np.float32]] = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
-            answer = self._ask(model, part)
+            try:
+                answer = self._ask(model, part)
+            except ConfigError as error:
+                raise InputError("infer", "ModelError", f"the model's answer cannot be used: {error}") from error
             for number, image in enumerate(part):
                 anomaly_map, score = self._one(answer, number, model.plan)
                 scores.append(score)

@@ -10,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch.export.graph_signature import InputKind
 from torch.export.passes import move_to_device_pass
-from torch.jit._fuser import optimized_execution
 
 from pyimgano_dask.detectors.exported.inputs import ModelInput
 from pyimgano_dask.detectors.exported.outputs import Output
 from pyimgano_dask.detectors.exported.runner import DeviceMissingError, Runner
-from pyimgano_dask.detectors.torch_files import load_program, load_torchscript
+from pyimgano_dask.detectors.torch_files import call_torchscript, load_program, load_torchscript
 from pyimgano_dask.errors import ConfigError
 
 
@@ -46,9 +45,8 @@ class TorchScriptRunner(Runner):
         return ModelInput()
 
     def run(self, batch: NDArray[np.generic]) -> Sequence[Output]:
-        # Without the optimiser, which rewrites the graph after a few runs: each run computes the same.
-        with torch.inference_mode(), optimized_execution(False):
-            return list(_outputs(self._module(torch.from_numpy(batch).to(self._device))))
+        with torch.inference_mode():
+            return list(_outputs(call_torchscript(self._module, torch.from_numpy(batch).to(self._device))))
 
 
 class TorchExportRunner(Runner):

@@ -100,3 +100,8 @@ def test_the_loss_of_an_epoch_is_the_mean_over_images() -> None:
     assert losses[0] == pytest.approx(float(targets.square().mean()))
     assert losses[-1] == pytest.approx(float(targets.var(unbiased=False)), rel=1e-3)
     assert float(weight.detach()) == pytest.approx(2, rel=1e-2)
+
+
+def test_one_step_that_ruins_the_weights_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"vision_stfpm: training diverged.*; lr 1e\+30 is too high"):
+        make("vision_stfpm", lr=1e30, epochs=1).fit(NORMAL[:1])

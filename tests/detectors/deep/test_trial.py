@@ -87,6 +87,21 @@ class GrowingInLight(Grid):
         return self.conv(x)[:, :, 1:, 1:] if bool((x > 2.6).any()) else self.conv(x)
 
 
+class Noisy(Grid):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) + 1e-5 * torch.rand(1)
+
+
+class Sparse(Grid):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).to_sparse()
+
+
+class NotANumberInLight(Grid):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) / 0 if bool((x > 2.6).any()) else self.conv(x)
+
+
 class AfraidOfLight(Grid):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if bool((x > 2.6).any()):
@@ -97,6 +112,13 @@ class AfraidOfLight(Grid):
 def script(path: Path, net: torch.nn.Module) -> Path:
     torch.jit.script(net.eval()).save(str(path))
     return path
+
+
+def unopened(folder: Path) -> Padim:
+    """A detector around the extractor in `net.pt` that has not been tried, as one of a checkpoint."""
+    code = np.frombuffer((folder / "net.pt").read_bytes(), np.uint8)
+    fitted = detector_of(script(folder / "sound.pt", Grid())).fit(draw_images(1, "rgb"))
+    return fitted.with_state({**fitted.state(), "backbone/code": code})
 
 
 def detector_of(path: Path) -> Padim:
@@ -112,10 +134,12 @@ def detector_of(path: Path) -> Padim:
         (OneForAll(), r"with N = 1 here, got the shapes \(2, 5, 8, 8\)"),
         (ChannelsLast(), r"the shapes \(1, 8, 8, 5\), with the channels last"),
         (WholeNumbers(), r"tensors of floating-point numbers, got a tensor of torch.int64"),
-        (NotATensor(), r"tensors of floating-point numbers, got a NoneType"),
+        (NotATensor(), r"outputs of a backbone must be tensors, got a NoneType"),
         (NotANumber(), r"features of a plain image are not finite"),
         (Blind(), r"the same features for two different images"),
         (Forgetful(), r"other features for the same image when it is asked again"),
+        (Noisy(), r"other features for the same image when it is asked again"),
+        (Sparse(), r"dense tensors of floating-point numbers, got a tensor of torch.float32, torch.sparse_coo"),
         (Growing(), r"for one image and others for the next"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else "",
@@ -144,9 +168,22 @@ def test_what_an_extractor_raises_later_is_a_fault_of_the_image(tmp_path: Path) 
     assert np.isfinite(detector.predict(draw_images(2, "rgb")).scores).all()
 
 
+@pytest.mark.parametrize("net", [GrowingInLight(), NotANumberInLight()], ids=["another grid", "not finite"])
+@pytest.mark.parametrize("detector_type", [Padim, Patchcore])
+def test_a_normal_image_with_other_features_is_a_fault_of_the_image(
+    tmp_path: Path, net: torch.nn.Module, detector_type: type[Padim | Patchcore]
+) -> None:
+    kwargs = {"image_size": SIZE, "backbone": "torchscript", "weights_path": script(tmp_path / "net.pt", net).name}
+    detector = detector_type.create(**kwargs, device="cpu").opened(ModelFiles(str(tmp_path), trusts_code=True))
+    with pytest.raises(InputError, match="the backbone gives features") as caught:
+        detector.accumulate([*draw_images(1, "rgb"), np.full((20, 20, 3), 255, np.uint8)])
+    assert caught.value.kind == "BackboneError"
+
+
 @pytest.mark.parametrize("in_one_batch", [True, False])
 def test_a_grid_that_changes_from_image_to_image_ends_fitting_in_words(tmp_path: Path, in_one_batch: bool) -> None:
-    detector = detector_of(script(tmp_path / "net.pt", GrowingInLight()))
+    script(tmp_path / "net.pt", GrowingInLight())
+    detector = unopened(tmp_path)
     images = [*draw_images(1, "rgb"), np.full((20, 20, 3), 255, np.uint8)]
     batches = [images] if in_one_batch else [images[:1], images[1:]]
     with pytest.raises(ConfigError, match=r"one image a grid of \(., .\) places and another one \(., .\)"):

@@ -124,3 +124,19 @@ def test_files_of_torch_that_are_cut_short_or_damaged_end_in_words(is_zip: bool,
         read_weights(data[:place], "w.pth")
     with suppress(ConfigError):
         read_weights(data[:place] + bytes([byte]) + data[place + 1 :], "w.pth")
+
+
+def test_a_flipped_bit_in_the_numbers_of_a_file_of_torch_is_noticed() -> None:
+    file = io.BytesIO()
+    torch.save({"weight": torch.full((64,), 2.5)}, file)
+    data = file.getvalue()
+    place = data.index(torch.full((64,), 2.5).numpy().tobytes())
+    with pytest.raises(ConfigError, match="a zip archive that is cut short or damaged"):
+        read_weights(data[:place] + b"\1" + data[place + 1 :], "w.pth")
+
+
+def test_tensors_of_safetensors_that_overlap_are_refused() -> None:
+    entry = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
+    header = json.dumps({"a": entry, "b": {**entry, "data_offsets": [4, 12]}}).encode()
+    with pytest.raises(ConfigError, match="its tensors overlap"):
+        read_weights(len(header).to_bytes(8, "little") + header + bytes(12), "w.safetensors")

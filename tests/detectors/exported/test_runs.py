@@ -208,3 +208,51 @@ def test_the_command_ends_with_two(place: Path) -> None:
 def test_without_a_model_file_the_run_says_which_it_needs(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"vision_onnx runs a model file: give it \(.onnx\) with --checkpoint-path"):
         pyimgano_dask.infer(model="vision_onnx", input="images")
+
+
+def test_an_answer_that_cannot_be_used_is_a_fault_of_the_model(place: Path) -> None:
+    class OfTheLight(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            anomaly_map = x.mean(1, keepdim=True)
+            return anomaly_map if bool(x.min() < 0.9) else anomaly_map[:, :, 1:]
+
+    torch.jit.script(OfTheLight()).save(str(place / "of_the_light.pt"))
+    cv2.imwrite(str(place / "white.png"), np.full((20, 20, 3), 255, np.uint8))
+    with chdir(place):
+        pyimgano_dask.infer(
+            model="vision_torchscript",
+            checkpoint_path="of_the_light.pt",
+            trust_model_file=True,
+            input="white.png",
+            save_jsonl="out/records.jsonl",
+        )
+    (record,) = records_in(place)
+    assert (record["error"]["stage"], record["error"]["type"]) == ("infer", "ModelError")
+    assert "it gives a map of 255 x 256 for an input of 256 x 256" in record["error"]["message"]
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
+def test_what_a_model_prints_is_not_among_the_records(scheduler: str, place: Path) -> None:
+    class Talks(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            print("talk")
+            return x.mean(1, keepdim=True)
+
+    torch.jit.script(Talks()).save(str(place / "talks.pt"))
+    done = infer_command(
+        *("--model", "vision_torchscript", "--checkpoint-path", "talks.pt", "--trust-model-file", "--input", "train"),
+        *("--scheduler", scheduler, "--batch-size", 3),
+        cwd=place,
+    )
+    assert done.rc == 0, done.stderr
+    assert len([json.loads(line)["input"] for line in done.stdout.splitlines()]) == len(
+        list((place / "train").iterdir())
+    )
+    assert "talk" not in done.stderr
+
+
+@pytest.mark.parametrize("model", ["vision_onnx", "vision_torchscript", "vision_torch_export"])
+def test_training_images_do_not_take_the_place_of_a_model_file(model: str, place: Path) -> None:
+    with chdir(place), pytest.raises(ConfigError, match=rf"{model} runs a model file: give it \(\.\w+\) with"):
+        pyimgano_dask.infer(model=model, train_dir="train", input="train", save_jsonl="records.jsonl")
+    assert not (place / "records.jsonl").exists()
