@@ -50,12 +50,12 @@ class TerminalProgress:
         self._bar.stop()
 
     def phase(self, name: str, total: int | None = None) -> None:
-        """Begin a phase of `total` inputs."""
+        """Begin a phase of `total` steps."""
         self._bar.reset(self._task, description=name, total=total)
 
-    def advance(self, inputs: int) -> None:
-        """Count finished inputs."""
-        self._bar.advance(self._task, inputs)
+    def advance(self, steps: int) -> None:
+        """Count finished steps."""
+        self._bar.advance(self._task, steps)
 
 
 def print_summary(summary: RunSummary, console: Console, prog: str) -> None:

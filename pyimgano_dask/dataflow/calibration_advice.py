@@ -13,17 +13,15 @@ from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.devices import device_here
 from pyimgano_dask.detectors.registry import PYIMGANO_PREFIX
 from pyimgano_dask.errors import ConfigError
-from pyimgano_dask.settings.catalog import knobs
+from pyimgano_dask.settings.catalog import Path, knobs
 from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings
 from pyimgano_dask.storage.files import kind_at
 from pyimgano_dask.transfers import ONCE
 
-# Arguments that say how a threshold or a fit is made, and change no score of a fitted detector.
-OF_FITTING = frozenset({"contamination", "max_train_images"})
 # Blocks of settings that scores depend on, and what in them they do not.
 OF_SCORES = ("model", "preprocessing", "adaptation")
-NOT_OF_SCORES = ("contamination", "trust_model_file", "save_maps")
+NOT_OF_SCORES = ("trust_model_file", "save_maps")
 
 
 def calibrated_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
@@ -52,7 +50,7 @@ def _changes(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
     now, configured = resolved.settings, resolved.configured
     flags = {knob.path: knob.flag for knob in knobs() if knob.flag and knob.path in resolved.explicit}
     if configured is None:
-        yield from (flag for path, flag in flags.items() if path[0] in OF_SCORES and path[-1] not in NOT_OF_SCORES)
+        yield from (flag for path, flag in flags.items() if _may_count(path, preflight.made.detector))
         return
     tiling, tiling_before = now.adaptation.tiling, configured.adaptation.tiling
     if tiling.effective != tiling_before.effective:
@@ -66,9 +64,14 @@ def _changes(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
         yield _spelled("--amp", now.dataflow.amp)
 
 
-def _differing(
-    flags: dict[tuple[str, ...], str], block: tuple[str, ...], now: InferSettings, before: InferSettings
-) -> Iterator[str]:
+def _may_count(path: Path, detector: Detector[Any]) -> bool:
+    """Whether scores or maps of the fitted detector may depend on a knob."""
+    if path[0] == "model" and path[-1] in ARGUMENTS:
+        return argument_for(path[-1], type(detector)) in detector.scoring_arguments
+    return path[0] in OF_SCORES and path[-1] not in NOT_OF_SCORES
+
+
+def _differing(flags: dict[Path, str], block: Path, now: InferSettings, before: InferSettings) -> Iterator[str]:
     """The explicit flags of a block that have another value than in the config."""
     for path, flag in flags.items():
         if path[: len(block)] == block and (value := _at(now, path)) != _at(before, path):
@@ -79,7 +82,7 @@ def _spelled(flag: str, value: Any) -> str:
     return flag if value is not False else flag.replace("--", "--no-", 1)
 
 
-def _at(settings: InferSettings, path: tuple[str, ...]) -> Any:
+def _at(settings: InferSettings, path: Path) -> Any:
     value: Any = settings
     for name in path:
         value = getattr(value, name)
@@ -104,7 +107,7 @@ def _changes_of_the_detector(resolved: Resolved, configured: InferSettings, pref
 
 
 def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight: Preflight) -> Iterator[str]:
-    """Flags by which arguments of the detector are others than with the config alone."""
+    """Flags by which arguments of the detector are others than with the config alone, as they take effect."""
     detector = preflight.made.detector
     try:
         kwargs = {**preflight.made.saved_arguments, **given_arguments(configured.model, type(detector))}
@@ -112,12 +115,8 @@ def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight:
     except ConfigError:  # flags have mended the config's arguments
         yield "--model-kwargs"
         return
-    names = [*before.arguments.model_dump(), *detector.arguments.model_dump()]
-    changed = [
-        name
-        for name in dict.fromkeys(names)
-        if name not in OF_FITTING and _argument(before, name, resolved) != _argument(detector, name, resolved)
-    ]
+    names = dict.fromkeys((*before.scoring_arguments, *detector.scoring_arguments))
+    changed = [name for name in names if _argument(before, name, resolved) != _argument(detector, name, resolved)]
     of_settings = {
         argument_for(setting, type(detector)): _spelled(f"--{setting}", getattr(resolved.settings.model, setting))
         for setting in ARGUMENTS
@@ -125,16 +124,15 @@ def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight:
     }
     yield from (of_settings[name] for name in changed if name in of_settings)
     others = [name for name in changed if name not in of_settings]
-    if others:
-        flag = "--model-kwargs" if resolved.is_explicit("model.model_kwargs") else "--preset"
-        yield f"{flag} ({', '.join(others)})"
+    if others:  # a preset is a config's alone, so no flag gives another one
+        yield f"--model-kwargs ({', '.join(others)})"
 
 
 def _argument(detector: Detector[Any], name: str, resolved: Resolved) -> Any:
     """The value of an argument; for an unset device of this machine, the device that is taken."""
     value = getattr(detector.arguments, name, None)
     is_local = resolved.settings.dataflow.scheduler in LOCAL_SCHEDULERS
-    if name == "device" and is_local and detector.extra is not None:
+    if name == "device" and detector.extra is not None and (is_local or value is not None):
         return device_here(value, detector.extra)
     return value
 
@@ -147,9 +145,17 @@ def _is_another_reference(now: InferSettings, configured: InferSettings, preflig
     folder, before = now.model.reference_dir, configured.model.reference_dir
     if folder is None or before is None or preflight.references is None:
         return False
-    was_shared = kind_at(real_path(before, preflight.base_dir), pauses_s=ONCE) == "file"
-    is_shared = preflight.references.shared is not None
-    return (is_shared or was_shared) and not _is_one_path(before, folder, preflight.base_dir)
+    if _is_one_path(before, folder, preflight.base_dir):
+        return False
+    return preflight.references.shared is not None or _may_be_a_file(real_path(before, preflight.base_dir))
+
+
+def _may_be_a_file(path: str) -> bool:
+    """Whether there is a file, or nobody knows: a place of before may be out of reach today, and nothing needs it."""
+    try:
+        return kind_at(path, pauses_s=ONCE) == "file"
+    except (OSError, ImportError, ValueError):
+        return True
 
 
 def _is_one_path(one: str, other: str, base_dir: str) -> bool:

@@ -13,8 +13,14 @@ from pyimgano_dask.settings.run import InferSettings
 Item = TypeVar("Item", covariant=True)
 
 LONGEST_SHOWN = 200
-# Where results go and how the work is scheduled, which changes no byte of them.
-WITHOUT_EFFECT = ("model.trust_model_file", "output.save_jsonl", "output.profile", "output.profile_json")
+# Where results go and how the work is scheduled, which changes no byte of them; and a second name of the device.
+WITHOUT_EFFECT = (
+    "model.trust_model_file",
+    "model.model_kwargs.device",
+    "output.save_jsonl",
+    "output.profile",
+    "output.profile_json",
+)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from pyimgano_dask.settings.run import LOCAL_SCHEDULERS, InferSettings
 from pyimgano_dask.settings.run_manifest import DETECTOR_NAME
 from pyimgano_dask.settings.tiling import TilingSettings
 from pyimgano_dask.storage.files import write_atomic
-from pyimgano_dask.thresholds import calibrated_pixel_provenance, fixed_pixel_provenance, with_origin
+from pyimgano_dask.thresholds import calibrated_pixel_provenance, fixed_pixel_provenance, with_value_and_origin
 from pyimgano_dask.urls import join
 
 OF_EACH_WORKER = "that of each worker"
@@ -110,7 +110,12 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             inputs_dir=base_dir,
             inputs=preflight.inputs,
             n_inputs=preflight.n_inputs,
-            source=DetectorSource(preflight.reader(settings, with_display=draws_at_once), detector, amp=flow.amp),
+            source=DetectorSource(
+                preflight.reader(settings, with_display=draws_at_once),
+                detector,
+                amp=flow.amp,
+                amp_named="--amp" if resolved.is_explicit("dataflow.amp") else "dataflow.amp of the config",
+            ),
             thresholds=thresholds,
             images=stored_source(settings, base_dir),
         )
@@ -133,7 +138,7 @@ def _of_the_library(detector: Detector[Any], settings: InferSettings) -> Mapping
     facts: dict[str, Any] = {"dataflow": {"threads_per_task": settings.dataflow.threads_per_task}}
     if hasattr(detector.arguments, "device"):
         device = device_of(detector)
-        if settings.dataflow.scheduler in LOCAL_SCHEDULERS:
+        if device is not None or settings.dataflow.scheduler in LOCAL_SCHEDULERS:
             device = device_here(device, detector.extra)
         facts["model"] = {"device": device or OF_EACH_WORKER}
     return facts
@@ -297,7 +302,9 @@ def _save_config(run_dir: str, settings: InferSettings, detector: Detector[Any],
         "adaptation": {"save_maps": settings.wants_maps, **_tiling(settings.adaptation.tiling)},
         "preprocessing": {"illumination_contrast": correction.model_dump(mode="json") if correction.is_on else None},
         **stored_settings(settings, thresholds),
-        "pixel_threshold_provenance": with_origin(thresholds.pixel_provenance, settings.pixel_threshold_provenance),
+        "pixel_threshold_provenance": with_value_and_origin(
+            thresholds.pixel_provenance, thresholds.pixel, settings.pixel_threshold_provenance
+        ),
     }
     if settings.dataflow.amp and mixes_precision(settings, detector):
         config["dataflow"] = {"amp": True}

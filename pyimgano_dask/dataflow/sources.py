@@ -83,11 +83,12 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class DetectorSource(Source):
-    """Images, read and scored. Chunks hold their paths; `amp` is that of `infer`."""
+    """Images, read and scored. Chunks hold their paths; `amp` is that of `infer`, and `amp_named` who asked for it."""
 
     reader: Reader
     detector: Detector[Any]
     amp: bool = False
+    amp_named: str = "--amp"
 
     def outcomes(self, chunk: Chunk[str], clock: Clock) -> Iterator[Scored | Failed]:
         groups = self.reader.groups(chunk.rows())
@@ -107,7 +108,7 @@ class DetectorSource(Source):
 
     def warnings(self) -> tuple[str, ...]:
         missing = missing_for_amp(device_of(self.detector)) if self.amp else None
-        return () if missing is None else (f"--amp: {missing}",)
+        return () if missing is None else (f"{self.amp_named}: {missing}",)
 
 
 def predict(detector: Detector[Any], loaded: Sequence[Loaded]) -> Prediction:

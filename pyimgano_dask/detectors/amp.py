@@ -37,18 +37,18 @@ def missing_for_amp(device: str | None) -> str | None:
     torch, fault = _torch()
     if torch is None:
         return (
-            f"torch cannot be loaded where the chunks run ({fault}); detectors ran as without --amp. "
-            "Install pyimgano-dask[torch] there, or leave the flag out"
+            f"torch cannot be loaded where the chunks run ({fault}); detectors ran without it. "
+            "Install pyimgano-dask[torch] there, or give --no-amp"
         )
     if not torch.cuda.is_available():
         return (
             "CUDA is not available where the chunks run; detectors ran in torch's inference mode, "
-            "in full precision. Use workers with a GPU, or leave the flag out"
+            "in full precision. Use workers with a GPU, or give --no-amp"
         )
     if not _may_use_cuda(device):
         return (
             f"the detector's device is {device}, so it ran in torch's inference mode, in full precision. "
-            "Give --device cuda, or leave the flag out"
+            "Give --device cuda or --no-amp"
         )
     return None
 

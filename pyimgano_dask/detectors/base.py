@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pyimgano_dask.detectors.extras import EXTRAS, load
+from pyimgano_dask.detectors.extras import DISTRIBUTIONS, load
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.knob import Block
 
@@ -61,6 +61,8 @@ class Detector(ABC, Generic[Arguments]):
     """Whether fitting trains a network by gradient descent, in `finalize`, instead of summing up statistics."""
     free_arguments: ClassVar[frozenset[str] | None] = None
     """Arguments that may have other values than those a state was learned with; None where that is any."""
+    fitting_arguments: ClassVar[frozenset[str]] = frozenset({"contamination", "max_train_images", "random_state"})
+    """Arguments that say how it is fitted or its threshold is made: a fitted one answers the same whatever they are."""
     carries_code: ClassVar[bool] = True
     """Whether code that it runs is part of its state, so that the checksum of a checkpoint covers it."""
     extra: ClassVar[str | None] = None
@@ -117,16 +119,28 @@ class Detector(ABC, Generic[Arguments]):
 
     @property
     def libraries(self) -> frozenset[str]:
-        """Distributions that its answers depend on beyond numpy and OpenCV; those that are not installed do not count.
+        """Distributions that it computes with beyond numpy and OpenCV; those that are not installed do not count.
 
         Their versions are facts of a run, and are compared with those of a cluster.
         """
-        return frozenset() if self.extra is None else frozenset({EXTRAS[self.extra]})
+        return frozenset() if self.extra is None else frozenset({DISTRIBUTIONS[self.extra]})
 
     @property
     def files_named(self) -> Mapping[str, str]:
         """Paths that its library may read by itself whenever it needs them, each with the argument that names it."""
         return {}
+
+    @property
+    def idle_arguments(self) -> frozenset[str]:
+        """Arguments that do nothing beside the values of the others, as `topk` where the score is no `topk_mean`."""
+        takes_topk = getattr(self.arguments, "reduction", "topk_mean") == "topk_mean"
+        return frozenset() if takes_topk else frozenset({"topk"})
+
+    @property
+    def scoring_arguments(self) -> tuple[str, ...]:
+        """Names of the arguments that answers of the fitted detector depend on."""
+        without_effect = self.fitting_arguments | self.idle_arguments
+        return tuple(name for name, _ in self.arguments if name not in without_effect)
 
     def advice(self) -> tuple[str, ...]:
         """What the user should know of these arguments before a run."""

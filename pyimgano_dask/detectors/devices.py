@@ -20,8 +20,13 @@ def device_knob() -> Any:
 
 
 def device_here(device: str | None, extra: str) -> str:
-    """The device that a detector of this extra computes on in this process when it is given `device`."""
-    return device or ("cuda" if is_here("cuda", extra) else "cpu")
+    """The device that a detector of this extra computes on in this process when it is given `device`.
+
+    `cuda` is the first of them, and its name for `cuda:0` too.
+    """
+    if device is None:
+        return "cuda" if is_here("cuda", extra) else "cpu"
+    return "cuda" if device == "cuda:0" else device
 
 
 def is_here(device: str, extra: str) -> bool:

@@ -51,6 +51,11 @@ class DifferenceDetector(Detector[DifferenceArgs], Generic[DifferenceArgs]):
     def contamination(self) -> float:
         return self.arguments.contamination
 
+    @property
+    def idle_arguments(self) -> frozenset[str]:
+        of_colours = frozenset({"channel_reduce"}) if self.color == "gray" else frozenset()
+        return super().idle_arguments | of_colours
+
 
 def score_of(anomaly_map: NDArray[np.float32], arguments: MapScoring) -> float:
     """The score of a map (H, W)."""

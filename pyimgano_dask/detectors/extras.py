@@ -9,8 +9,10 @@ from typing import Any
 
 from pyimgano_dask.errors import ConfigError
 
-# The module that an extra is there for, whose distribution has the same name.
+# The module that an extra is there for.
 EXTRAS: Mapping[str, str] = {"torch": "torch", "onnx": "onnxruntime", "pyimgano": "pyimgano", "sklearn": "sklearn"}
+# The distribution that has this module.
+DISTRIBUTIONS: Mapping[str, str] = {**EXTRAS, "sklearn": "scikit-learn"}
 
 
 def require(extra: str, needed_by: str) -> Any:

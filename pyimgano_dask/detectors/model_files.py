@@ -46,10 +46,18 @@ class ModelFiles:
         return data
 
     def note(self, path: str, named_by: str) -> None:
-        """Take note of a file that a library will read by itself; what is no file here is its own affair."""
-        if not is_url(path) and os.path.isfile(resolve(path, self.base_dir)):
-            with open(resolve(path, self.base_dir), "rb") as file:
-                self.seen[path] = ReadFile(named_by, hashlib.file_digest(file, "sha256").hexdigest())
+        """Take note of a file or a folder that a library will read by itself; what is neither here is its own affair.
+
+        Raises ConfigError that begins with `named_by` where it cannot be read.
+        """
+        place = resolve(path, self.base_dir)
+        if is_url(path) or not (os.path.isfile(place) or os.path.isdir(place)):
+            return
+        try:
+            sha256 = _sha256_of_folder(place) if os.path.isdir(place) else _sha256_of_file(place)
+        except OSError as error:
+            raise ConfigError(f"{named_by}: {path!r} cannot be read: {error}") from None
+        self.seen[path] = ReadFile(named_by, sha256)
 
     def read_code(self, path: str, named_by: str, what: str) -> bytes:
         """The bytes of a file that can run code, if it is trusted. `what` names its format, with its article."""
@@ -68,3 +76,24 @@ class ModelFiles:
                 "--trust-model-file if you trust it, or name it in an infer config with checkpoint.sha256 "
                 f"({sha256})"
             )
+
+
+def _sha256_of_file(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_folder(folder: str) -> str:
+    """Of the names and the content of the files in it, without hidden ones and what Python compiles."""
+    digest = hashlib.sha256()
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        for path in (os.path.join(parent, name) for name in sorted(files) if not name.startswith(".")):
+            if os.path.isfile(path):
+                line = f"{os.path.relpath(path, folder)}\0{_sha256_of_file(path)}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _raise(error: OSError) -> None:
+    raise error

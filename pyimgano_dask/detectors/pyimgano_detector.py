@@ -7,7 +7,6 @@ over as lossless PNG files that exist for the call; as arrays to those that cann
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, State, parse_arguments, subsample
+from pyimgano_dask.detectors.extras import load
 from pyimgano_dask.detectors.foreign_calls import (
     PNG_SIGNATURE,
     alone_and_repeatable,
@@ -29,14 +29,15 @@ from pyimgano_dask.detectors.foreign_calls import (
     single_threaded,
 )
 from pyimgano_dask.detectors.model_files import ModelFiles
+from pyimgano_dask.detectors.pyimgano_libraries import libraries_of
 from pyimgano_dask.detectors.pyimgano_registry import DEFAULTS, SEED_NAMES, PyimganoArguments, is_json, pyimgano_type
 from pyimgano_dask.errors import ConfigError, InputError
 
 # Parts of the names of arguments, at any depth, whose texts are files or repositories that may hold code.
 CODE_WORDS = ("checkpoint", "path", "repo", "url")
 
-# What the package computes with, as far as it is installed.
-PYIMGANO_USES = frozenset({"numba", "scikit-image", "scikit-learn", "scipy", "torch", "torchvision"})
+# The same of arguments whose texts may be files or folders that pyimgano reads.
+FILE_WORDS = ("checkpoint", "file", "path", "repo")
 
 
 class PyimganoDetector(Detector[PyimganoArguments]):
@@ -51,11 +52,15 @@ class PyimganoDetector(Detector[PyimganoArguments]):
     foreign_checkpoint: ClassVar[str | None] = (
         "the files that pyimgano leaves are pickles, which can run code of their maker when they are loaded"
     )
+    fitting_arguments = frozenset({"contamination"})
+    """Not the seed: a saved state is fitted anew, with these arguments."""
     carries_code = False
     constructor: ClassVar[Callable[..., Any]]
     parameter_names: ClassVar[frozenset[str]]
-    draws_with_torch: ClassVar[bool]
-    """Whether torch may be used, so that it must be there before random numbers are settled."""
+    words: ClassVar[frozenset[str]]
+    """Its name and tags in pyimgano, which say what it computes with."""
+    words_of_extractors: ClassVar[Mapping[str, frozenset[str]]] = {}
+    """The tags of feature extractors that its arguments may name."""
 
     def __init__(self, arguments: PyimganoArguments) -> None:
         super().__init__(arguments)
@@ -108,11 +113,18 @@ class PyimganoDetector(Detector[PyimganoArguments]):
 
     @property
     def libraries(self) -> frozenset[str]:
-        return super().libraries | PYIMGANO_USES
+        named = {text for _, text in _texts(dict(self.arguments))}
+        words = self.words.union(named, *(self.words_of_extractors.get(name, ()) for name in named))
+        return super().libraries | libraries_of(words)
 
     @property
     def files_named(self) -> Mapping[str, str]:
-        return {text: name for name, text in _texts(self.arguments.model_dump())}
+        return {text: name for name, text in _texts(self.arguments.model_dump()) if _has_one(name, FILE_WORDS)}
+
+    @property
+    def idle_arguments(self) -> frozenset[str]:
+        is_done = frozenset({"max_train_images"}) - self.parameter_names  # the state holds the images that were drawn
+        return super().idle_arguments | is_done
 
     @property
     def own_score_threshold(self) -> float | None:
@@ -196,8 +208,8 @@ class PyimganoDetector(Detector[PyimganoArguments]):
             for name in DEFAULTS
             if name in self.parameter_names and getattr(self.arguments, name) is not None
         }
-        if self.draws_with_torch and importlib.util.find_spec("torch") is not None:
-            importlib.import_module("torch")
+        if "torch" in self.libraries:  # it must be there before random numbers are settled
+            load("torch")
         try:
             with alone_and_repeatable(self._seed):
                 return type(self).constructor(**{**settled, **given})
@@ -363,7 +375,11 @@ def _as_map(values: Any, name: str) -> NDArray[np.float32]:
 
 def _code_arguments(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Names, at any depth of the arguments, of texts that may name a file with code."""
-    return (name for name, _ in _texts(arguments) if any(word in name for word in CODE_WORDS))
+    return (name for name, _ in _texts(arguments) if _has_one(name, CODE_WORDS))
+
+
+def _has_one(name: str, words: Sequence[str]) -> bool:
+    return any(word in name for word in words)
 
 
 def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:

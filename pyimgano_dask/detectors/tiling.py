@@ -198,6 +198,10 @@ class TiledDetector(Detector[Any]):
         return self.inner.files_named
 
     @property
+    def scoring_arguments(self) -> tuple[str, ...]:
+        return self.inner.scoring_arguments
+
+    @property
     def runs_code(self) -> bool:
         return self.inner.runs_code
 

@@ -10,7 +10,7 @@ from pyimgano_dask.thresholds.provenance import (
     fixed_pixel_provenance,
     own_score_threshold_provenance,
     score_threshold_provenance,
-    with_origin,
+    with_value_and_origin,
 )
 from pyimgano_dask.thresholds.quantiles import (
     BucketHistogram,
@@ -31,5 +31,5 @@ __all__ = [
     "refined_quantile",
     "score_quantile",
     "score_threshold_provenance",
-    "with_origin",
+    "with_value_and_origin",
 ]

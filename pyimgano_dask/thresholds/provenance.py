@@ -77,23 +77,23 @@ def calibrated_pixel_provenance(
     }
 
 
-def with_origin(provenance: Mapping[str, Any] | None, configured: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The provenance of a threshold that the config gave, with `origin`: where the config had it from.
+def with_value_and_origin(
+    provenance: Mapping[str, Any] | None, value: float | None, configured: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """What the config of a run says of its threshold: the provenance, the `value` it is of, and its `origin`.
 
-    `configured` is what the config says of its threshold; through any number of configs the origin stays the first one.
-    It is left out where the config says nothing, or speaks of another value. Other provenances stay as they are.
+    The value tells a later reader whether the number was changed since. The origin is where the run's own config had
+    the threshold from; `configured` is what that one says of it. Through any number of configs it stays the first
+    one. It is left out where the run had its threshold elsewhere, and where the config says nothing of this value.
 
-    >>> with_origin(fixed_pixel_provenance(2.5, "infer_config"), {"source": "train_dir", "q": 0.999})
-    {'method': 'fixed', 'source': 'infer_config', 'value': 2.5, 'origin': {'source': 'train_dir', 'q': 0.999}}
+    >>> of_run = {"source": "train_dir", "q": 0.999, "value": 2.5}
+    >>> with_value_and_origin(fixed_pixel_provenance(2.5, "infer_config"), 2.5, of_run)["origin"]
+    {'source': 'train_dir', 'q': 0.999, 'value': 2.5}
     """
     if provenance is None:
         return None
-    told = dict(provenance)
-    if (
-        configured is None
-        or told["source"] != "infer_config"
-        or configured.get("value", told["value"]) != told["value"]
-    ):
+    told = {**provenance, "value": value}
+    if configured is None or told["source"] != "infer_config" or configured.get("value") != value:
         return told
     origin = configured.get("origin") if configured.get("source") == "infer_config" else configured
     return told if origin is None else {**told, "origin": origin}

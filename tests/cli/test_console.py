@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pyimgano_dask.cli.console import print_summary, setting_in_words
+from pyimgano_dask.cli.console import TerminalProgress, print_summary, setting_in_words
 from pyimgano_dask.dataflow.inspection import RunSummary, Thresholds
+from pyimgano_dask.dataflow.progress import Progress
 from pyimgano_dask.dataflow.tally import Tally
 from pyimgano_dask.defects import Step, Waterfall
 from pyimgano_dask.settings.commands import INFER, RESCORE, Command
@@ -119,6 +120,12 @@ def test_what_labels_need_is_told_where_there_is_no_score_threshold() -> None:
     said = "no score threshold: labels need --train-dir or a config's threshold"
     assert said in printed(width=100)
     assert said not in printed(width=100, command=RESCORE, maps="maps")
+
+
+def test_the_bar_takes_the_names_of_the_protocol() -> None:
+    progress: Progress = TerminalProgress(Console(file=io.StringIO()))
+    progress.phase(name="training", total=3)
+    progress.advance(steps=2)
 
 
 def test_no_waterfall_without_an_explanation() -> None:

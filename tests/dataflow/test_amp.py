@@ -96,6 +96,21 @@ def test_where_torch_is_missing_one_warning_says_so_and_scores_are_those_without
     assert "pyimgano-dask[torch]" in warning
 
 
+def test_where_the_config_asks_for_it_the_config_is_named(workplace: Workplace, without_torch: Path) -> None:
+    place = workplace("config")
+    given = ("--model", "vision_pixel_mad_map", "--train-dir", "set/train/good", "--input", "set/test/good")
+    assert infer_command(*given, "--run-dir", "run", cwd=place).rc == 0
+    path = place / "run/infer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataflow": {"amp": True, "scheduler": "sync"}}))
+    for flags, named in ((), "dataflow.amp of the config"), (("--amp",), "--amp"), (("--no-amp",), None):
+        again = ("--infer-config", path, "--input", "set/test/good", *flags)
+        done = infer_command(*again, cwd=place, env=on_path(without_torch))
+        assert done.rc == 0, done.stderr
+        warnings = [line.partition("warning: ")[2] for line in done.stderr.splitlines() if "warning: " in line]
+        assert [line.partition(": ")[0] for line in warnings] == ([] if named is None else [named])
+        assert all(line.endswith("or give --no-amp") for line in warnings)
+
+
 @WITH_TORCH
 @pytest.mark.cluster
 def test_on_a_cluster_the_torch_of_the_workers_counts(

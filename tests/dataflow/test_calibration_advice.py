@@ -60,7 +60,8 @@ def place(trained: Path) -> Iterator[Path]:
         ({"tile_size": 32, "tile_stride": 16}, "--tile-size, --tile-stride"),
         ({"clahe": False}, "--no-clahe"),
         ({"preprocessing_preset": "illumination-contrast-aggressive"}, "--preprocessing-preset"),
-        ({"gamma": 1.5, "tile_size": 32, "seed": 4}, "--tile-size, --gamma, --seed"),
+        ({"gamma": 1.5, "tile_size": 32, "seed": 4}, "--tile-size, --gamma"),
+        ({"model_kwargs": {"reduction": "mean", "topk": 0.02}}, "--model-kwargs (reduction)"),
     ],
     ids=str,
 )
@@ -77,6 +78,9 @@ def test_flags_that_change_scores_or_maps_are_named_in_one_sentence(
         {"model_kwargs": MODEL["model_kwargs"], "clahe": True, "seed": 0},
         {"model_kwargs": {}},
         {"contamination": 0.2},
+        {"seed": 4},
+        {"model_kwargs": {"random_state": 4, "max_train_images": 2}},
+        {"model_kwargs": {"channel_reduce": "l2"}},
         {"device": "cpu"},
         {"tile_map_reduce": "hann"},
         {"batch_size": 3, "defect_min_area": 9, "amp": True},
@@ -86,6 +90,15 @@ def test_flags_that_change_scores_or_maps_are_named_in_one_sentence(
 )
 def test_flags_that_change_neither_are_not(flags: dict[str, Any], place: Path) -> None:
     assert told_by(**flags) == []
+
+
+def test_a_share_that_no_score_takes_and_an_unread_argument_are_no_change(workplace: Workplace) -> None:
+    place = workplace("max")
+    train(place, model=MODEL["model"], model_kwargs={"resize_hw": [64, 64], "reduction": "max"})
+    with chdir(place):
+        assert told_by(model_kwargs={"topk": 0.5}) == []
+        assert told_by(model_kwargs={"topk": 0.5, "reduction": "topk_mean"}) == ["--model-kwargs (reduction, topk)"]
+        assert told_by(model_kwargs={"reduction": "topk_mean"}) == ["--model-kwargs (reduction)"]
 
 
 def test_nothing_is_said_where_no_threshold_is_the_configs(place: Path) -> None:
@@ -121,13 +134,26 @@ def test_another_reference_for_all_is_told_and_another_folder_of_references_is_n
         assert told_by(reference_dir=str(good[1])) == ["--reference-dir"]
 
 
+@pytest.mark.parametrize("before", ["nosuch://bucket/golden", "oci://bucket@space/golden"])
+def test_a_reference_of_before_that_is_out_of_reach_ends_no_run(before: str, workplace: Workplace) -> None:
+    place = workplace("unreachable")
+    good = sorted((place / "set/test/good").iterdir())
+    with chdir(place):
+        train(place, model="vision_reference_diff_map", reference_dir=str(good[0]))
+        config = json.loads(Path("run/infer_config.json").read_text())
+        config["model"]["reference_dir"] = before
+        Path("run/infer_config.json").write_text(json.dumps(config))
+        assert told_by(reference_dir=str(good[0])) == ["--reference-dir"]
+        assert told_by(reference_dir="set/test/good") == ["--reference-dir"]
+
+
 def test_an_unset_device_is_the_one_that_is_here(workplace: Workplace) -> None:
     torch = pytest.importorskip("torch", reason="the detector needs torch")
     place = workplace("device")
     train(place, model="vision_autoencoder", model_kwargs={"image_size": 32, "base_channels": 4, "epochs": 1})
     here = "cuda" if torch.cuda.is_available() else "cpu"
     with chdir(place):
-        assert told_by(device=here) == []
+        assert told_by(device=here) == told_by(device=here.replace("cuda", "cuda:0")) == []
         assert told_by(model_kwargs={"smoothing_sigma": 2.0}) == []
         assert told_by(model_kwargs={"smoothing_sigma": 5.0}) == ["--model-kwargs (smoothing_sigma)"]
 
@@ -136,7 +162,7 @@ def test_a_config_that_only_the_flags_make_valid_has_all_of_them_named(place: Pa
     config = json.loads((place / "run/infer_config.json").read_text())
     broken = {**config, "adaptation": {"tiling": {"tile_size": 16, "stride": 64}}}
     (place / "run/broken.json").write_text(json.dumps(broken))
-    assert told_by(infer_config="run/broken.json", tile_stride=8, contamination=0.1, include_maps=True) == [
+    assert told_by(infer_config="run/broken.json", tile_stride=8, contamination=0.1, seed=3, include_maps=True) == [
         "--tile-stride"
     ]
 

@@ -101,6 +101,20 @@ def test_the_device_that_is_taken_is_a_fact_where_the_workers_are_here(place: Pa
     assert pyimgano_dask.infer(**DEEP, **RUN, resume=True, device=here).n_resumed == 4
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_two_spellings_of_a_device_are_one_fact(place: Path) -> None:
+    pyimgano_dask.infer(**DEEP, **RUN, device="cuda")
+    of_kwargs = {**DEEP, "model_kwargs": {**DEEP["model_kwargs"], "device": "cuda:0"}}
+    assert pyimgano_dask.infer(**DEEP, **RUN, resume=True, device="cuda:0").n_resumed == 4
+    assert pyimgano_dask.infer(**of_kwargs, **RUN, resume=True).n_resumed == 4
+
+
+def test_the_device_is_one_fact_whichever_argument_names_it(place: Path) -> None:
+    pyimgano_dask.infer(**DEEP, **RUN, device="cpu")
+    of_kwargs = {**DEEP, "model_kwargs": {**DEEP["model_kwargs"], "device": "cpu"}}
+    assert pyimgano_dask.infer(**of_kwargs, **RUN, resume=True).n_resumed == 4
+
+
 @pytest.mark.cluster
 def test_on_a_cluster_each_worker_takes_what_it_has_unless_told(place: Path, dask_cluster: Any) -> None:
     of_cluster = {**RUN, "scheduler": dask_cluster.address}
@@ -128,8 +142,8 @@ def test_versions_of_libraries_are_facts_of_the_detectors_that_use_them(place: P
         ("vision_autoencoder", {}, {"torch"}),
         ("vision_onnx", {}, {"onnxruntime"}),
         ("vision_padim", {}, {"torch"}),
-        ("vision_padim", {"pretrained": True}, {"torch", "torchvision", "timm"}),
-        ("vision_padim", {"pretrained": True, "weights_path": "weights.pth"}, {"torch"}),
+        ("vision_padim", {"pretrained": True}, {"torch"}),
+        ("vision_padim", {"backbone": "timm:resnet18", "pretrained": True}, {"torch", "timm"}),
         ("vision_padim", {"backbone": "timm:resnet18"}, {"torch", "timm"}),
         ("vision_patchcore", {"backbone": "torchvision:resnet18", "layers": ["layer1"]}, {"torch", "torchvision"}),
         ("vision_padim", {"backbone": "torchscript", "weights_path": "extractor.pt"}, {"torch"}),

@@ -45,8 +45,8 @@ class ChangesWorkers:
     def phase(self, name: str, total: int | None = None) -> None:
         self._phase = name
 
-    def advance(self, inputs: int) -> None:
-        self._done += inputs if self._phase == "inspecting" else 0
+    def advance(self, steps: int) -> None:
+        self._done += steps if self._phase == "inspecting" else 0
         if self._done == 4:
             self._cluster.add_worker()
             self._leave(self._cluster, 0)

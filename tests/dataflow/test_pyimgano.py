@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -79,6 +80,26 @@ def test_a_saved_state_gives_the_same_records_and_a_resumed_run_the_same_bytes(m
         bytes_of("resumed.jsonl", **cut, max_errors=1)
     assert Path("cut/detector.npz").exists()
     assert bytes_of("resumed.jsonl", **cut, resume=True) == first
+
+
+def test_facts_are_what_the_detector_computes_with_whatever_lies_or_is_loaded_here(place: Path) -> None:
+    if importlib.util.find_spec("torch") is not None:
+        importlib.import_module("torch")
+    Path("color_hist").write_text("a file that happens to have the name of an extractor")
+    pyimgano_dask.infer(**flags_of("vision_ecod"), input="set/test/good", scheduler="sync", run_dir="run")
+    facts = json.loads(Path("run/plan.json").read_text())["plan"]
+    assert {"version of pyimgano", "version of scikit-learn", "version of scipy"} <= facts.keys()
+    assert not {"version of torch", "version of torchvision", "version of onnxruntime"} & facts.keys()
+    assert not [name for name in facts if "content of" in name]
+
+
+def test_a_seed_counts_for_thresholds_where_a_saved_state_is_fitted_anew(place: Path) -> None:
+    model = {"model": "pyimgano:vision_iforest", "model_kwargs": {**HIST, "n_estimators": 8}, "scheduler": "sync"}
+    pyimgano_dask.infer(**model, train_dir="set/train/good", input="set/test/good", run_dir="run")
+    for flags, named in (({}, []), ({"seed": 0}, []), ({"seed": 4}, ["--seed"]), ({"contamination": 0.2}, [])):
+        again = {"infer_config": "run/infer_config.json", "input": "set/test/good", "scheduler": "sync", **flags}
+        told = [line.split(" changes")[0] for line in pyimgano_dask.infer(**again).warnings if " changes " in line]
+        assert told == named
 
 
 def test_a_detector_without_maps_says_so_when_maps_are_asked_for(place: Path) -> None:

@@ -67,7 +67,8 @@ def test_the_config_tells_where_its_thresholds_came_from(first: Path) -> None:
     record = records_in(first / "records.jsonl")[0]
     assert config["schema_version"] == 1
     assert config["defects"]["pixel_threshold"] == record["defects"]["pixel_threshold"]
-    assert config["pixel_threshold_provenance"] == record["defects"]["pixel_threshold_provenance"]
+    of_record = record["defects"]["pixel_threshold_provenance"]
+    assert config["pixel_threshold_provenance"] == {**of_record, "value": record["defects"]["pixel_threshold"]}
     assert (config["threshold_provenance"]["quantile"], config["threshold_provenance"]["count"]) == (0.8, 12)
 
 
@@ -85,6 +86,18 @@ def test_a_run_from_a_config_passes_everything_on_to_its_own_run_folder(
     assert pixel_provenance.pop("origin") == theirs["pixel_threshold_provenance"]
     assert pixel_provenance == {**pixel_provenance, "source": "infer_config", "method": "fixed"}
     assert ours == {key: value for key, value in theirs.items() if key != "pixel_threshold_provenance"}
+
+
+def test_a_number_that_was_changed_by_hand_has_no_origin(first: Path, parts: InspectionSet, tmp_path: Path) -> None:
+    shutil.copytree(first / "R", tmp_path / "R")
+    path = tmp_path / "R/infer_config.json"
+    config = json.loads(path.read_text())
+    config["defects"]["pixel_threshold"] = 123.0
+    path.write_text(json.dumps(config))
+    done = infer_command("--infer-config", path, "--input", parts.test_good[0], "--run-dir", "R2", cwd=tmp_path)
+    assert done.rc == 0, done.stderr
+    told = json.loads((tmp_path / "R2/infer_config.json").read_text())["pixel_threshold_provenance"]
+    assert told == {"method": "fixed", "source": "infer_config", "value": 123.0}
 
 
 def test_shards_are_gone_unless_they_are_kept(first: Path, parts: InspectionSet, tmp_path: Path) -> None:

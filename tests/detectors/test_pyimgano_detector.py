@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -54,7 +54,8 @@ def adapter(model: type[Counts], **arguments: Any) -> PyimganoDetector:
         arguments_type = Nested
         constructor = model
         parameter_names = frozenset()
-        draws_with_torch = False
+        words = frozenset({"vision_own", "classical"})
+        words_of_extractors: ClassVar[dict[str, frozenset[str]]] = {"nets": frozenset({"torch", "torchvision"})}
         gives_maps = False
 
     return Adapter.create(**arguments)
@@ -92,10 +93,27 @@ def test_texts_that_may_name_code_need_trust_at_any_depth(extractor: dict[str, A
     assert adapter(Counts, extractor=extractor).runs_code is runs_code
 
 
-def test_every_text_may_be_a_file_that_is_read() -> None:
-    detector = adapter(Counts, extractor={"name": "own", "kwargs": {"files": ["a.pt", "b.pt"], "size": 3}})
-    assert detector.files_named == {"own": "name", "a.pt": "files", "b.pt": "files"}
-    assert {"pyimgano", "scikit-learn", "scipy", "torch"} <= detector.libraries
+def test_files_are_what_arguments_of_such_names_hold() -> None:
+    kwargs = {"files": ["a.pt", "b.pt"], "device": "cpu", "hub_repo": "c", "size_path": 3}
+    detector = adapter(Counts, extractor={"name": "own", "kwargs": kwargs})
+    assert detector.files_named == {"a.pt": "files", "b.pt": "files", "c": "hub_repo"}
+
+
+@pytest.mark.parametrize(
+    ("extractor", "more"),
+    [
+        ({"name": "color_hist"}, set()),
+        ({"name": "nets"}, {"torch", "torchvision"}),
+        ({"parts": [{"name": "hog"}, "nets"]}, {"torch", "torchvision", "scikit-image"}),
+    ],
+    ids=str,
+)
+def test_libraries_are_those_that_its_words_and_its_extractors_name(extractor: dict[str, Any], more: set[str]) -> None:
+    assert adapter(Counts, extractor=extractor).libraries == {"pyimgano", "scikit-learn", "scipy"} | more
+
+
+def test_the_seed_and_arguments_of_a_refit_count_for_scores() -> None:
+    assert adapter(Counts).scoring_arguments == ("extractor",)
 
 
 def test_scores_do_not_depend_on_the_batch() -> None:

@@ -247,6 +247,30 @@ def test_before_fitting_it_says_what_to_do() -> None:
         detector.state()
 
 
+@pytest.mark.parametrize(
+    ("model", "kwargs", "libraries"),
+    [
+        ("vision_ecod", HIST, set()),
+        ("vision_ecod", {"feature_extractor": "torchvision_backbone"}, {"torch", "torchvision"}),
+        ("vision_pixel_gaussian_map", {}, set()),
+        ("vision_onnx_ecod", {}, {"onnxruntime"}),
+        ("vision_torchscript_ecod", {}, {"torch"}),
+        ("vision_resnet18_ecod", {}, {"torch", "torchvision"}),
+        ("vision_embedding_core", {"embedding_extractor": "onnx_embed"}, {"onnxruntime"}),
+        ("ssim_template_map", {}, {"scikit-image"}),
+        ("vision_deep_svdd", {}, {"torch", "torchvision"}),
+    ],
+)
+def test_libraries_are_told_from_tags_and_arguments(model: str, kwargs: dict[str, Any], libraries: set[str]) -> None:
+    detector = find_detector_type(f"pyimgano:{model}").create(**kwargs)
+    assert detector.libraries == {"pyimgano", "scikit-learn", "scipy"} | libraries
+
+
+def test_a_refit_draws_anew_from_its_seed_on_the_images_it_has() -> None:
+    assert "random_state" in kind("vision_iforest").scoring_arguments
+    assert not {"max_train_images", "contamination"} & set(kind("vision_iforest").scoring_arguments)
+
+
 class TestArguments:
     def test_an_unknown_one_is_answered_with_those_of_the_constructor(self) -> None:
         with pytest.raises(ConfigError, match=r"model_kwargs\.neighbours: unknown argument.*contamination.*eps"):

@@ -7,7 +7,7 @@ from pyimgano_dask.thresholds import (
     calibrated_pixel_provenance,
     fixed_pixel_provenance,
     score_threshold_provenance,
-    with_origin,
+    with_value_and_origin,
 )
 
 
@@ -74,31 +74,38 @@ def test_fixed_provenance_carries_the_value(source):
     assert fixed_pixel_provenance(0.5, source) == {"method": "fixed", "source": source, "value": 0.5}
 
 
-CALIBRATED = {"method": "normal_pixel_quantile", "source": "train_dir", "q": 0.999}
+CALIBRATED = {"method": "normal_pixel_quantile", "source": "train_dir", "q": 0.999, "value": 0.5}
+UNVALUED = {name: value for name, value in CALIBRATED.items() if name != "value"}
 
 
 def test_a_threshold_of_a_config_keeps_its_first_origin_through_any_number_of_configs():
     of_config = fixed_pixel_provenance(0.5, "infer_config")
-    once = with_origin(of_config, CALIBRATED)
+    once = with_value_and_origin(of_config, 0.5, CALIBRATED)
     assert once == {**of_config, "origin": CALIBRATED}
-    assert with_origin(of_config, once) == once
+    assert with_value_and_origin(of_config, 0.5, once) == once
 
 
 @pytest.mark.parametrize(
     ("provenance", "configured"),
     [
-        (None, CALIBRATED),
         (CALIBRATED, fixed_pixel_provenance(0.5, "explicit")),
         (fixed_pixel_provenance(0.5, "explicit"), CALIBRATED),
         (fixed_pixel_provenance(0.5, "infer_config"), None),
         (fixed_pixel_provenance(0.5, "infer_config"), fixed_pixel_provenance(0.5, "infer_config")),
         (fixed_pixel_provenance(0.5, "infer_config"), fixed_pixel_provenance(0.7, "explicit")),
+        (fixed_pixel_provenance(0.5, "infer_config"), {**CALIBRATED, "value": 0.7}),
+        (fixed_pixel_provenance(0.5, "infer_config"), UNVALUED),
     ],
 )
 def test_no_origin_is_told_where_there_is_none(provenance, configured):
-    assert with_origin(provenance, configured) == provenance
+    assert with_value_and_origin(provenance, 0.5, configured) == provenance
+
+
+def test_the_value_is_told_beside_a_calibration_and_nothing_without_a_threshold():
+    assert with_value_and_origin(UNVALUED, 0.5, None) == CALIBRATED
+    assert with_value_and_origin(None, None, CALIBRATED) is None
 
 
 def test_a_value_of_a_flag_is_an_origin():
     given = fixed_pixel_provenance(0.5, "explicit")
-    assert with_origin(fixed_pixel_provenance(0.5, "infer_config"), given)["origin"] == given
+    assert with_value_and_origin(fixed_pixel_provenance(0.5, "infer_config"), 0.5, given)["origin"] == given

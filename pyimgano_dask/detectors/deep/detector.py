@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Color, Detector, Image, State
-from pyimgano_dask.detectors.deep.arguments import FILES, LIBRARIES, RESNETS, BackboneArguments
+from pyimgano_dask.detectors.deep.arguments import FILES, RESNETS, BackboneArguments
 from pyimgano_dask.detectors.extras import require
 from pyimgano_dask.detectors.lazy import Lazy
 from pyimgano_dask.detectors.model_files import ModelFiles
@@ -79,13 +79,9 @@ class BackboneDetector(Detector[BackboneArgs], Generic[BackboneArgs]):
 
     @property
     def libraries(self) -> frozenset[str]:
-        """torch, and the library that has the network or knows its pretrained weights."""
-        arguments = self.arguments
-        library, colon, _ = arguments.architecture.partition(":")
-        if colon:
-            return super().libraries | {library}
-        is_of_a_library = arguments.pretrained and arguments.weights_path is None and arguments.architecture in RESNETS
-        return super().libraries | (frozenset(LIBRARIES) if is_of_a_library else frozenset())
+        """torch, and the library that has the network; whoever it had its weights from, they are part of the state."""
+        library, colon, _ = self.arguments.architecture.partition(":")
+        return super().libraries | (frozenset({library}) if colon else frozenset())
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -104,6 +104,11 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
     def is_fitted(self) -> bool:
         return self._state is not None
 
+    @property
+    def idle_arguments(self) -> frozenset[str]:
+        has_score = self.arguments.score_output is not None
+        return super().idle_arguments | (frozenset({"reduction", "topk"}) if has_score else frozenset())
+
     def state(self) -> State:
         if self._state is None:
             raise RuntimeError(f"{self.name} has no model: call with_model_file or with_state first")
