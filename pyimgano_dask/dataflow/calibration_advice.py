@@ -107,9 +107,9 @@ def _changes_of_the_detector(resolved: Resolved, configured: InferSettings, pref
 
 
 def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight: Preflight) -> Iterator[str]:
-    """Flags by which arguments of the detector are others than the thresholds were calibrated with, as they take effect.
+    """Flags by which arguments of the detector are others, as they take effect, than those of the calibration.
 
-    That is with those of the config's checkpoint, which a config edited since may not have, or else of the config.
+    These are those of the config's checkpoint, which a config edited since may not have, or else those of the config.
     """
     detector, saved = preflight.made.detector, preflight.made.saved_arguments
     try:
@@ -119,9 +119,8 @@ def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight:
         return
     calibrated = detector.create(**saved) if saved and not resolved.is_explicit("model.checkpoint_path") else before
     of_flags = _differing_arguments(before, detector, resolved)
-    others = _differing_arguments(calibrated, detector, resolved)
-    changed = [name for name in others if name in of_flags]
-    edited = [name for name in others if name not in of_flags]
+    changed = _differing_arguments(calibrated, detector, resolved)
+    edited = [name for name in changed if name not in of_flags]
     if edited:
         yield f"the config's model_kwargs ({', '.join(edited)})"
     of_settings = {
@@ -130,7 +129,7 @@ def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight:
         if resolved.is_explicit(f"model.{setting}")
     }
     yield from (of_settings[name] for name in changed if name in of_settings)
-    others = [name for name in changed if name not in of_settings]
+    others = [name for name in changed if name in of_flags and name not in of_settings]
     if others:  # a preset is a config's alone, so no flag gives another one
         yield f"--model-kwargs ({', '.join(others)})"
 
