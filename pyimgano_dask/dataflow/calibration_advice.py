@@ -107,25 +107,37 @@ def _changes_of_the_detector(resolved: Resolved, configured: InferSettings, pref
 
 
 def _changed_arguments(resolved: Resolved, configured: InferSettings, preflight: Preflight) -> Iterator[str]:
-    """Flags by which arguments of the detector are others than with the config alone, as they take effect."""
-    detector = preflight.made.detector
+    """Flags by which arguments of the detector are others, as they take effect, than those of the calibration.
+
+    These are those of the config's checkpoint, which a config edited since may not have, or else those of the config.
+    """
+    detector, saved = preflight.made.detector, preflight.made.saved_arguments
     try:
-        kwargs = {**preflight.made.saved_arguments, **given_arguments(configured.model, type(detector))}
-        before = detector.create(**kwargs)
+        before = detector.create(**{**saved, **given_arguments(configured.model, type(detector))})
     except ConfigError:  # flags have mended the config's arguments
         yield "--model-kwargs"
         return
-    names = dict.fromkeys((*before.scoring_arguments, *detector.scoring_arguments))
-    changed = [name for name in names if _argument(before, name, resolved) != _argument(detector, name, resolved)]
+    calibrated = detector.create(**saved) if saved and not resolved.is_explicit("model.checkpoint_path") else before
+    of_flags = _differing_arguments(before, detector, resolved)
+    changed = _differing_arguments(calibrated, detector, resolved)
+    edited = [name for name in changed if name not in of_flags]
+    if edited:
+        yield f"the config's model_kwargs ({', '.join(edited)})"
     of_settings = {
         argument_for(setting, type(detector)): _spelled(f"--{setting}", getattr(resolved.settings.model, setting))
         for setting in ARGUMENTS
         if resolved.is_explicit(f"model.{setting}")
     }
     yield from (of_settings[name] for name in changed if name in of_settings)
-    others = [name for name in changed if name not in of_settings]
+    others = [name for name in changed if name in of_flags and name not in of_settings]
     if others:  # a preset is a config's alone, so no flag gives another one
         yield f"--model-kwargs ({', '.join(others)})"
+
+
+def _differing_arguments(one: Detector[Any], other: Detector[Any], resolved: Resolved) -> list[str]:
+    """Names of the arguments by which two detectors of one type answer differently."""
+    names = dict.fromkeys((*one.scoring_arguments, *other.scoring_arguments))
+    return [name for name in names if _argument(one, name, resolved) != _argument(other, name, resolved)]
 
 
 def _argument(detector: Detector[Any], name: str, resolved: Resolved) -> Any:

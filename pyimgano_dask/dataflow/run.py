@@ -35,6 +35,7 @@ from pyimgano_dask.dataflow.training import (
     calibrate,
     fit_detector,
     left_out_warnings,
+    own_images_warnings,
     pixel_quantile,
     score_threshold,
 )
@@ -196,8 +197,8 @@ def _train(
     if preflight.training is not None:
         reader = preflight.reader(settings)
         images = TrainingImages(preflight.training, reader, settings.dataflow.chunk_size)
-        unfit = LeftOut.of(())
-        if not detector.is_fitted:
+        unfit, is_fitted_before = LeftOut.of(()), detector.is_fitted
+        if not is_fitted_before:
             progress.phase("fitting")
             with profile.stage("fit"):
                 detector, unfit = fit_detector(scheduler, detector, images, progress)
@@ -213,6 +214,8 @@ def _train(
                 amp=settings.dataflow.amp,
             )
         warnings = left_out_warnings(unfit, calibration.left_out)
+        if not is_fitted_before:
+            warnings += own_images_warnings(detector)
         asked = settings.training.calibration_quantile
         thresholds = Thresholds(*score_threshold(detector, asked, calibration.scores))
         if wants_pixels and calibration.pixels is not None:

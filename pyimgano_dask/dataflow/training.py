@@ -145,6 +145,17 @@ def left_out_warnings(of_fitting: LeftOut, of_calibrating: LeftOut) -> tuple[str
     return (*of_fitting.warnings(" of fitting"), *of_calibrating.warnings(" of calibrating"))
 
 
+def own_images_warnings(detector: Detector[Any]) -> tuple[str, ...]:
+    """What to know of thresholds from the same images that this detector was fitted on."""
+    if not detector.fits_closely:
+        return ()
+    return (
+        f"{detector.name} fits closely the images that it was fitted on, and its thresholds come from the same ones: "
+        "more good images than expected will lie above them. Calibrate on other normal images, with this run's config "
+        "and --train-dir (docs/DETECTORS.md#thresholds-from-other-images)",
+    )
+
+
 def _tell_epoch(progress: Progress, n_done: int, n_epochs: int) -> None:
     if n_done == 1:
         progress.phase("training", n_epochs)

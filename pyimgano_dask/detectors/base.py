@@ -57,6 +57,8 @@ class Detector(ABC, Generic[Arguments]):
     """Whether it learns what is normal at each place of a whole image, so that it can say little of a part of one."""
     gives_maps: ClassVar[bool] = True
     """Whether it gives an anomaly map beside each score; without, nothing can be located in an image."""
+    fits_closely: ClassVar[bool] = False
+    """Whether it scores the images that it was fitted on so far below others that they make poor thresholds."""
     trains_network: ClassVar[bool] = False
     """Whether fitting trains a network by gradient descent, in `finalize`, instead of summing up statistics."""
     free_arguments: ClassVar[frozenset[str] | None] = None

@@ -106,6 +106,7 @@ class TexturePadim(Detector[TextureArguments]):
     tags = ("vision", "classical", "texture", "gaussian", "numpy", "pixel_map")
     reference = "PaDiM (Defard et al., 2020) on energies of Gaussian derivatives."
     arguments_type = TextureArguments
+    fits_closely = True
     free_arguments = frozenset({"contamination", "smoothing_px", "score_border_px", "reduction", "topk"})
     state_names: ClassVar[tuple[str, ...]] = ("mean", "whitening")
 

@@ -186,6 +186,10 @@ class TiledDetector(Detector[Any]):
         return self.inner.model_file
 
     @property
+    def fits_closely(self) -> bool:  # type: ignore[override]
+        return self.inner.fits_closely
+
+    @property
     def trains_network(self) -> bool:  # type: ignore[override]
         return self.inner.trains_network
 

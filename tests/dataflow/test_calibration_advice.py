@@ -187,3 +187,14 @@ def test_mixed_precision_is_part_of_the_config_where_it_may_have_counted(
         assert told_by(scheduler=dask_cluster.address) == []
         assert told_by(scheduler=dask_cluster.address, amp=True) == []
         assert told_by(scheduler=dask_cluster.address, amp=False) == ["--no-amp"]
+
+
+def test_arguments_that_were_edited_in_the_config_are_told(place: Path) -> None:
+    config = json.loads(Path("run/infer_config.json").read_text())
+    config["model"]["model_kwargs"]["topk"] = 0.3
+    Path("run/edited.json").write_text(json.dumps(config))
+    assert told_by(infer_config="run/edited.json") == ["the config's model_kwargs (topk)"]
+    assert told_by(infer_config="run/edited.json", model_kwargs={"topk": 0.02, "resize_hw": [64, 64]}) == []
+    assert told_by(infer_config="run/edited.json", model_kwargs={"topk": 0.4, "resize_hw": [64, 64]}) == [
+        "--model-kwargs (topk)"
+    ]

@@ -396,3 +396,13 @@ def test_images_left_out_of_both_steps_are_told_once() -> None:
     assert left_out_warnings(none, both) == left_out_warnings(both, both)
     assert left_out_warnings(both, none) == ("1 training images were left out of fitting:\n  a.png: torn",)
     assert left_out_warnings(none, none) == ()
+
+
+@pytest.mark.parametrize(("model", "is_told"), [("vision_texture_padim", True), ("vision_pixel_mad_map", False)])
+def test_thresholds_from_the_images_of_a_close_fit_are_told_until_others_calibrate(
+    model: str, is_told: bool, parts: InspectionSet, tmp_path: Path
+) -> None:
+    common = {"train_dir": parts.train_dir, "input": parts.test_good[0], "scheduler": "sync"}
+    fitted = pyimgano_dask.infer(model=model, **common, run_dir=tmp_path / "run")
+    again = pyimgano_dask.infer(infer_config=tmp_path / "run/infer_config.json", **common)
+    assert [any("fits closely" in line for line in run.warnings) for run in (fitted, again)] == [is_told, False]

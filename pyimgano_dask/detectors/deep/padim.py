@@ -53,6 +53,7 @@ class Padim(BackboneDetector[PadimArguments]):
     )
     arguments_type = PadimArguments
     is_position_bound = True
+    fits_closely = True
     default_layers = ("layer1", "layer2", "layer3")
     fitted_names = ("channels", "mean", "whitening", "grid_hw")
 

@@ -56,6 +56,7 @@ class Patchcore(BackboneDetector[PatchcoreArguments]):
     tags = ("vision", "deep", "patchcore", "memory_bank", "torch", "pixel_map")
     reference = "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022."
     arguments_type = PatchcoreArguments
+    fits_closely = True
     default_layers = ("layer2", "layer3")
     fitted_names = ("memory_bank",)
 
