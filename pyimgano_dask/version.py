@@ -1,3 +1,3 @@
 """The one place that holds the version."""
 
-__version__ = "0.6.20"
+__version__ = "0.6.21"
