@@ -50,11 +50,11 @@ class Answer:
     scores: NDArray[np.float64] | None
     maps: NDArray[np.float32] | None
 
-    def is_like(self, other: Answer) -> bool:
-        """Whether both say the same but for rounding; values that are not finite are alike."""
+    def is_like(self, other: Answer, tolerance: float) -> bool:
+        """Whether both say the same but for so large a share of each value; values that are not finite are alike."""
         pairs = ((self.scores, other.scores), (self.maps, other.maps))
         return all(
-            one is None or two is None or np.allclose(one, two, rtol=1e-3, atol=1e-5, equal_nan=True)
+            one is None or two is None or np.allclose(one, two, rtol=tolerance, atol=tolerance / 100, equal_nan=True)
             for one, two in pairs
         )
 

@@ -243,8 +243,16 @@ class Counting(torch.nn.Module):
         return images.mean(1) + self.calls
 
 
-def test_a_model_that_changes_as_it_is_asked_is_refused(tmp_path: Path) -> None:
-    path = save_script(tmp_path / "model.pt", Counting())
+class Dithering(torch.nn.Module):
+    """Adds noise far below the steps of 8-bit images."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(1) + 1e-5 * torch.rand_like(images).mean(1)
+
+
+@pytest.mark.parametrize("module", [Counting, Dithering])
+def test_a_model_that_changes_as_it_is_asked_is_refused(module: type[torch.nn.Module], tmp_path: Path) -> None:
+    path = save_script(tmp_path / "model.pt", module())
     detector = find_detector_type("vision_torchscript").create(input_hw=(16, 20))
     with pytest.raises(ConfigError, match="another answer for the same image when it is asked again"):
         detector.with_model_file(str(path), ModelFiles(trusts_code=True))
