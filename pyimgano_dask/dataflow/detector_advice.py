@@ -46,7 +46,7 @@ def chosen_type(resolved: Resolved) -> type[Detector[Any]]:
 
 
 def detector_advice(resolved: Resolved) -> Iterator[str]:
-    """One sentence for each setting that the chosen detector has no argument for.
+    """One sentence for each setting that the chosen detector has no argument for, or no use of in this run.
 
     Flags are always told. Of a config only a device other than the CPU is: configs record the device, the seed and
     the like of every detector, also of those that do not have them. An unknown detector gets none.
@@ -58,9 +58,11 @@ def detector_advice(resolved: Resolved) -> Iterator[str]:
         return
     for setting in ARGUMENTS:
         value = getattr(model, setting)
-        told = resolved.is_explicit(f"model.{setting}") or (setting == "device" and value != "cpu")
-        if value is None or not told or argument_for(setting, detector_type) is not None:
-            continue
-        flag = f"--{'no-' if value is False else ''}{setting}"
-        why = " and runs on the CPU" if setting == "device" else ""
-        yield f"{flag} does nothing: {detector_type.name} has no such argument{why}"
+        is_flag = resolved.is_explicit(f"model.{setting}")
+        is_told = is_flag or (setting == "device" and value != "cpu")
+        if value is not None and is_told and argument_for(setting, detector_type) is None:
+            flag = f"--{'no-' if value is False else ''}{setting}"
+            why = " and runs on the CPU" if setting == "device" else ""
+            yield f"{flag} does nothing: {detector_type.name} has no such argument{why}"
+        elif setting == "contamination" and is_flag and resolved.settings.training.train_dir is None:
+            yield "--contamination does nothing without --train-dir (normal images to calibrate the score threshold on)"

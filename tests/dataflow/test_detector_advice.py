@@ -41,14 +41,26 @@ def test_a_flag_without_an_argument_is_told(model: str, keywords: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("model", "keywords"),
-    [(MAD, {"seed": 3, "contamination": 0.1}), (MAD, {}), ("no_such_detector", {"device": "cuda"})],
+    [
+        (MAD, {"seed": 3, "contamination": 0.1, "train_dir": "good"}),
+        (MAD, {}),
+        ("no_such_detector", {"device": "cuda"}),
+    ],
 )
 def test_nothing_is_said_of_arguments_that_are_there(model: str, keywords: dict[str, Any]) -> None:
     assert advice(model=model, **keywords) == []
 
 
+def test_a_contamination_without_images_to_calibrate_on_is_told(tmp_path: Path) -> None:
+    config = read_infer_config(write_config(tmp_path, {"schema_version": 1, "model": {"name": MAD}}))
+    (sentence,) = detector_advice(resolve(given_by_keyword({"contamination": 0.1}), config))
+    assert sentence.startswith("--contamination does nothing without --train-dir")
+    configured = write_config(tmp_path, {"schema_version": 1, "model": {"name": MAD, "contamination": 0.1}})
+    assert list(detector_advice(resolve({}, read_infer_config(configured)))) == []
+
+
 def test_all_of_them_are_told_at_once() -> None:
-    assert len(advice(model=DIFF, device="cuda", seed=1, pretrained=True, contamination=0.1)) == 3
+    assert len(advice(model=DIFF, device="cuda", seed=1, pretrained=True, contamination=0.1, train_dir="good")) == 3
 
 
 def test_of_a_config_only_a_device_that_is_not_used_is_told(tmp_path: Path) -> None:
