@@ -11,6 +11,7 @@ from pyimgano_dask.cli.shell import print_warnings
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.infer_config import read_infer_config
 from pyimgano_dask.settings.resolve import resolve
+from pyimgano_dask.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("infer_config", metavar="FILE", help="The infer config.")
     parser.add_argument("--infer-category", metavar="NAME", help="Category of a config that holds several.")
     parser.add_argument("--json", action="store_true", help="Print the config with every default filled in.")
+    parser.add_argument("--version", action="version", version=f"pyimgano-dask {__version__}")
     arguments = parser.parse_args(argv)
     try:
         config = read_infer_config(arguments.infer_config, arguments.infer_category)

@@ -101,8 +101,11 @@ def _made_type(model: str) -> type[Detector[Any]]:
         )
     try:
         constructor = registry.materialize_model_constructor(model)
+        if registry.MODEL_REGISTRY.info(model).metadata.get("_lazy_placeholder"):
+            constructor()  # its module lacks a library, which this says
     except Exception as error:  # its module may run anything, and lack any library
-        raise ConfigError(f"{name} cannot be loaded here: {error}; see what pyimgano needs for it") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{name} cannot be loaded here: {reason}; see what pyimgano needs for it") from error
     entry = registry.MODEL_REGISTRY.info(model)
     if entry.metadata.get("requires_checkpoint") and not {"onnx", "torchscript"} & set(entry.tags):
         raise ConfigError(
@@ -137,8 +140,11 @@ def _made_type(model: str) -> type[Detector[Any]]:
 
 
 def _needs_labels(constructor: Any) -> bool:
-    """Whether `fit` cannot be called without labels."""
-    parameters = list(inspect.signature(constructor.fit).parameters.values())[2:]
+    """Whether `fit` cannot be called without labels. What a function makes is not known before it is called."""
+    fit = getattr(constructor, "fit", None)
+    if fit is None:
+        return False
+    parameters = list(inspect.signature(fit).parameters.values())[2:]
     return any(parameter.default is parameter.empty and parameter.name == "y" for parameter in parameters)
 
 

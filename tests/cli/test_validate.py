@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyimgano_dask.cli.validate import main
+from pyimgano_dask.version import __version__
 from tests.cli.command import command
 from tests.settings.samples import FULL_CONFIG, write_config
 
@@ -72,3 +73,10 @@ def test_what_is_no_config_is_refused_in_words(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("pyimgano-validate-infer-config: error: ")
     assert str(path) in line
+
+
+def test_the_version_is_that_of_this_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"pyimgano-dask {__version__}\n"

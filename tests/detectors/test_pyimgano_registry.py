@@ -29,7 +29,9 @@ pyimgano = pytest.importorskip("pyimgano.models", reason="needs the package pyim
 SIZES_HW = ((48, 64), (40, 40), (72, 50))
 HIST = {"feature_extractor": {"name": "color_hist", "kwargs": {}}}
 NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
-NEEDS_TORCHVISION = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision")
+HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
+NEEDS_TORCHVISION = pytest.mark.skipif(not HAS_TORCHVISION, reason="needs torchvision")
+LACKS_TORCHVISION = pytest.mark.skipif(HAS_TORCHVISION, reason="torchvision is there")
 NEEDS_SKIMAGE = pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="needs scikit-image")
 
 # A detector of each kind: pixel statistics, templates, features and neighbours, trees that draw, a memory of patches,
@@ -333,6 +335,7 @@ class TestNames:
             ("vision_patchcore_anomalib", "run code"),
             ("vision_ref_patch_distance_map", "vision_reference_diff_map"),
             pytest.param("vision_devnet", "labelled images", marks=NEEDS_TORCHVISION),
+            pytest.param("vision_stfpm", "cannot be loaded here: .*'torchvision' is required", marks=LACKS_TORCHVISION),
         ],
     )
     def test_what_is_not_run_here_is_refused_in_words(self, model: str, reason: str) -> None:
