@@ -52,6 +52,13 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
         sys.stderr.write(f"{prog}: error: standard output was closed before all records were written\n")
         silence_stdout()
         return 1
+    except MemoryError as error:
+        if debug:
+            raise
+        said = f": {error}" if str(error) else ""
+        remedy = "run again with fewer --workers, a smaller --batch-size or more memory"
+        print(f"{prog}: error: out of memory{said}; {remedy}", file=sys.stderr)
+        return 1
     except Exception as error:
         if debug:
             raise

@@ -102,7 +102,10 @@ def read_file(path: str, *, pauses_s: Sequence[float] = PAUSES_S) -> bytes:
         filesystem, remote = open_filesystem(path)
         return tried_again(lambda: bytes(filesystem.cat_file(remote)), pauses_s)
     with open_binary(path) as file:
-        return file.read()
+        try:
+            return file.read()
+        except MemoryError:
+            raise OSError(errno.ENOMEM, "it does not fit into the memory of this machine", path) from None
 
 
 def is_file(path: str, *, pauses_s: Sequence[float] = PAUSES_S) -> bool:

@@ -68,6 +68,13 @@ class Choosy(Grid):
         return self.conv(x)
 
 
+class Hungry(Grid):
+    """One that asks for more memory than there is for white images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1 << 50) if bool(x.min() > 1) else self.conv(x)
+
+
 @pytest.fixture
 def place(workplace: Workplace) -> Iterator[Path]:
     """A folder, in which the test works, with the inspection set, weights, and an extractor in TorchScript."""
@@ -266,3 +273,19 @@ def test_a_backbone_that_takes_no_training_image_ends_the_run(place: Path) -> No
             **{**RUN, "train_dir": "white"}, model="vision_padim", model_kwargs=kwargs, trust_model_file=True
         )
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_memory_that_is_short_ends_the_run_instead_of_leaving_an_image_out(place: Path, scheduler: str) -> None:
+    torch.jit.script(Hungry()).save(str(place / "hungry.pt"))
+    (place / "white").mkdir()
+    cv2.imwrite("white/0.png", np.full((60, 60, 3), 255, np.uint8))
+    kwargs = '{"backbone": "torchscript", "weights_path": "hungry.pt", "image_size": 48}'
+    done = infer_command(
+        *("--model", "vision_padim", "--train-dir", "white", "--input", "set/test/scratch", "--trust-model-file"),
+        *("--model-kwargs", kwargs, "--scheduler", scheduler, "--workers", "2", "--save-jsonl", "records.jsonl"),
+        cwd=place,
+    )
+    assert done.rc == 1
+    assert "pyimgano-infer: error: out of memory: the backbone fails: " in done.stderr
+    assert "run again with fewer --workers" in done.stderr

@@ -35,6 +35,17 @@ for round in range(10**9):
         print("started", flush=True)
 """
 
+READS_IN_LITTLE_MEMORY = """
+import resource, sys
+from pyimgano_dask.storage.files import read_file
+
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+try:
+    read_file(sys.argv[1])
+except OSError as error:
+    print(error, end="")
+"""
+
 
 @pytest.mark.parametrize(
     ("path", "base", "expected"),
@@ -160,6 +171,15 @@ def test_check_writable_refuses_a_read_only_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(ConfigError, match="Permission denied"):
         check_writable(str(tmp_path / "new"))
+
+
+def test_a_file_that_memory_cannot_hold_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.touch()
+    os.truncate(path, 4 << 30)
+    command = [sys.executable, "-c", READS_IN_LITTLE_MEMORY, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"[Errno 12] it does not fit into the memory of this machine: {str(path)!r}"
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CUDA_BATCH = 32
 
 
+# What torch says on the CPU, where it has no type of its own for it.
+OUT_OF_MEMORY = "can't allocate memory"
+
+
 def chosen_device(device: str | None) -> torch.device:
     """The device asked for; without one CUDA where this process has it, else the CPU."""
     if device is None:
@@ -144,15 +148,14 @@ class FeatureExtractor:
     def features(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """float32 (n, C, h, w) for each layer, of images as `scaled` gives them.
 
-        Raises InputError when the network fails, or gives anything else for a layer; what says that memory is short
-        stays as it is.
+        Raises InputError when the network fails, or gives anything else for a layer, MemoryError where memory is short.
         """
         with torch.inference_mode():
             try:
                 outputs = self.net(batch)
-            except (MemoryError, torch.OutOfMemoryError):
-                raise  # the machine's fault, and not the image's
             except Exception as error:  # code of somebody else's, which can raise anything
+                if _is_short_of_memory(error):  # the machine's fault, and not the image's
+                    raise MemoryError(f"the backbone fails: {in_words(error)}") from error
                 raise _unusable(f"the backbone fails: {in_words(error)}") from error
             picked = _picked(outputs, self._names, self._layers)
             shapes = [tuple(layer.shape) for layer in picked]
@@ -259,3 +262,7 @@ class Unoptimised(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return call_torchscript(self.module, x)
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error)

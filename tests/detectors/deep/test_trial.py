@@ -109,6 +109,11 @@ class AfraidOfLight(Grid):
         return self.conv(x)
 
 
+class HungryInLight(Grid):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1 << 50) if bool((x > 2.6).any()) else self.conv(x)
+
+
 def script(path: Path, net: torch.nn.Module) -> Path:
     torch.jit.script(net.eval()).save(str(path))
     return path
@@ -166,6 +171,12 @@ def test_what_an_extractor_raises_later_is_a_fault_of_the_image(tmp_path: Path) 
     with pytest.raises(InputError, match="that is too bright"):
         detector.accumulate([np.full((20, 20, 3), 255, np.uint8)])
     assert np.isfinite(detector.predict(draw_images(2, "rgb")).scores).all()
+
+
+def test_memory_that_is_short_is_no_fault_of_the_image(tmp_path: Path) -> None:
+    detector = detector_of(script(tmp_path / "net.pt", HungryInLight())).fit(draw_images(1, "rgb"))
+    with pytest.raises(MemoryError, match=r"the backbone fails: .*can't allocate memory"):
+        detector.accumulate([np.full((20, 20, 3), 255, np.uint8)])
 
 
 @pytest.mark.parametrize("net", [GrowingInLight(), NotANumberInLight()], ids=["another grid", "not finite"])
