@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-from pyimgano_dask.dataflow.calibration_advice import calibrated_otherwise, mixes_precision
+from pyimgano_dask.dataflow.config_advice import calibrated_otherwise, fitted_otherwise, mixes_precision
 from pyimgano_dask.dataflow.inspection import (
     Inspection,
     RunSummary,
@@ -97,6 +97,7 @@ def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) 
             *warnings,
             *_unsuited_to_tiles(detector, settings),
             *_without_colours(detector, resolved),
+            *fitted_otherwise(resolved, preflight),
             *calibrated_otherwise(resolved, preflight),
         )
         summary.scheduler, summary.thresholds = scheduler.describe(), thresholds

@@ -1,4 +1,4 @@
-"""What to know of thresholds from a config where flags change the scores or maps that they were calibrated with."""
+"""What to know of a config whose detector was fitted, or whose thresholds were calibrated, with other values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyimgano_dask.dataflow.detector_advice import ARGUMENTS, argument_for
 from pyimgano_dask.dataflow.making import given_arguments
 from pyimgano_dask.dataflow.preflight import Preflight, real_path
 from pyimgano_dask.detectors.amp import device_of, missing_for_amp
-from pyimgano_dask.detectors.base import Detector
+from pyimgano_dask.detectors.base import Detector, TrainingFreeDetector
 from pyimgano_dask.detectors.devices import device_here
 from pyimgano_dask.detectors.registry import PYIMGANO_PREFIX
 from pyimgano_dask.errors import ConfigError
@@ -30,11 +30,25 @@ def calibrated_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[s
     if resolved.config_path is None or preflight.training is not None or not has_threshold:
         return
     flags = list(dict.fromkeys(_changes(resolved, preflight)))
+    if _learned_from_other_images(resolved, preflight):
+        flags = [flag for flag in flags if flag not in _of_the_correction(resolved)]
     if flags:
         verb = "changes" if len(flags) == 1 else "change"
         yield (
             f"{', '.join(flags)} {verb} scores or maps, and the thresholds of the config were calibrated with other "
             "values; give --train-dir to calibrate anew"
+        )
+
+
+def fitted_otherwise(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
+    """One sentence that names the flags by which images are corrected otherwise than those the detector has learned."""
+    if _learned_from_other_images(resolved, preflight):
+        flags = ", ".join(_of_the_correction(resolved))
+        name = preflight.made.detector.name
+        yield (
+            f"{flags}: {name} was fitted on images that were corrected otherwise, so it may miss defects or find many "
+            f"that are none; fit it anew (--model {name} --train-dir DIR, without --infer-config), unless this makes "
+            "images look like those it was fitted on"
         )
 
 
@@ -48,20 +62,40 @@ def mixes_precision(settings: InferSettings, detector: Detector[Any]) -> bool:
 def _changes(resolved: Resolved, preflight: Preflight) -> Iterator[str]:
     """Flags that change scores or maps, each with the arguments that it changes."""
     now, configured = resolved.settings, resolved.configured
-    flags = {knob.path: knob.flag for knob in knobs() if knob.flag and knob.path in resolved.explicit}
+    flags = _flags(resolved)
     if configured is None:
         yield from (flag for path, flag in flags.items() if _may_count(path, preflight.made.detector))
         return
     tiling, tiling_before = now.adaptation.tiling, configured.adaptation.tiling
     if tiling.effective != tiling_before.effective:
         yield from _differing(flags, ("adaptation", "tiling"), now, configured)
-    correction = now.preprocessing.illumination_contrast
-    correction_before = configured.preprocessing.illumination_contrast
-    if correction != correction_before and (correction.is_on or correction_before.is_on):
-        yield from _differing(flags, ("preprocessing",), now, configured)
+    yield from _of_the_correction(resolved)
     yield from _changes_of_the_detector(resolved, configured, preflight)
     if now.dataflow.amp != configured.dataflow.amp and mixes_precision(now, preflight.detector):
         yield _spelled("--amp", now.dataflow.amp)
+
+
+def _learned_from_other_images(resolved: Resolved, preflight: Preflight) -> bool:
+    """Whether the config's detector has learned from images that were corrected otherwise than those of this run."""
+    detector = preflight.made.detector
+    has_learned = detector.is_fitted and not isinstance(detector, TrainingFreeDetector)
+    return has_learned and not resolved.is_explicit("model.checkpoint_path") and bool(_of_the_correction(resolved))
+
+
+def _of_the_correction(resolved: Resolved) -> list[str]:
+    """The flags that correct images otherwise than the config does, none where neither corrects them."""
+    configured = resolved.configured
+    if configured is None:
+        return []
+    now, before = (settings.preprocessing.illumination_contrast for settings in (resolved.settings, configured))
+    if now == before or not (now.is_on or before.is_on):
+        return []
+    return list(_differing(_flags(resolved), ("preprocessing",), resolved.settings, configured))
+
+
+def _flags(resolved: Resolved) -> dict[Path, str]:
+    """The flags that were given, by the paths of their knobs."""
+    return {knob.path: knob.flag for knob in knobs() if knob.flag and knob.path in resolved.explicit}
 
 
 def _may_count(path: Path, detector: Detector[Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Thresholds from a config, and flags that change the scores and maps that they were calibrated with."""
+"""Configs, and flags that change what their detectors were fitted and their thresholds calibrated with."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ def place(trained: Path) -> Iterator[Path]:
         ({"model_kwargs": {"resize_hw": [64, 64], "topk": 0.5}}, "--model-kwargs (topk)"),
         ({"model_kwargs": {"topk": 0.5, "reduction": "max"}}, "--model-kwargs (reduction, topk)"),
         ({"tile_size": 32, "tile_stride": 16}, "--tile-size, --tile-stride"),
-        ({"clahe": False}, "--no-clahe"),
-        ({"preprocessing_preset": "illumination-contrast-aggressive"}, "--preprocessing-preset"),
-        ({"gamma": 1.5, "tile_size": 32, "seed": 4}, "--tile-size, --gamma"),
+        ({"gamma": 1.5, "tile_size": 32, "seed": 4}, "--tile-size"),
         ({"model_kwargs": {"reduction": "mean", "topk": 0.02}}, "--model-kwargs (reduction)"),
     ],
     ids=str,
@@ -84,12 +82,40 @@ def test_flags_that_change_scores_or_maps_are_named_in_one_sentence(
         {"device": "cpu"},
         {"tile_map_reduce": "hann"},
         {"batch_size": 3, "defect_min_area": 9, "amp": True},
-        {"clahe": False, "train_dir": "set/train/good"},
+        {"tile_size": 32, "train_dir": "set/train/good"},
     ],
     ids=str,
 )
 def test_flags_that_change_neither_are_not(flags: dict[str, Any], place: Path) -> None:
     assert told_by(**flags) == []
+
+
+@pytest.mark.parametrize("calibrates", [{}, {"train_dir": "set/train/good"}], ids=["thresholds kept", "calibrated"])
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"clahe": False}, "--no-clahe"),
+        ({"gamma": 1.5, "contrast_stretch": True}, "--contrast-stretch, --gamma"),
+        ({"preprocessing_preset": "illumination-contrast-aggressive"}, "--preprocessing-preset"),
+    ],
+    ids=str,
+)
+def test_a_detector_that_learned_from_images_corrected_otherwise_is_told(
+    flags: dict[str, Any], named: str, calibrates: dict[str, str], place: Path
+) -> None:
+    given = {"infer_config": "run/infer_config.json", "input": "set/test/good", "scheduler": "sync"}
+    warnings = pyimgano_dask.infer(**given, **flags, **calibrates).warnings
+    (told,) = (line for line in warnings if "corrected otherwise" in line)
+    assert sorted(told.split(": ")[0].split(", ")) == named.split(", ")
+    assert "--model vision_pixel_mad_map --train-dir DIR, without --infer-config" in told
+    assert not any("thresholds of the config" in line for line in warnings)
+
+
+@pytest.mark.parametrize("flags", [{}, {"clahe": True}, {"clahe_clip_limit": 2.0}], ids=str)
+def test_the_same_correction_is_not(flags: dict[str, Any], place: Path) -> None:
+    given = {"infer_config": "run/infer_config.json", "input": "set/test/good", "scheduler": "sync"}
+    warnings = pyimgano_dask.infer(**given, **flags, train_dir="set/train/good").warnings
+    assert not any("corrected otherwise" in line for line in warnings)
 
 
 def test_a_share_that_no_score_takes_and_an_unread_argument_are_no_change(workplace: Workplace) -> None:
@@ -104,8 +130,8 @@ def test_a_share_that_no_score_takes_and_an_unread_argument_are_no_change(workpl
 def test_nothing_is_said_where_no_threshold_is_the_configs(place: Path) -> None:
     config = json.loads((place / "run/infer_config.json").read_text())
     (place / "run/bare.json").write_text(json.dumps({**config, "threshold": None}))
-    assert told_by(infer_config="run/bare.json", clahe=False, pixel_threshold=5.0) == []
-    assert told_by(infer_config="run/bare.json", clahe=False) == ["--no-clahe"]
+    assert told_by(infer_config="run/bare.json", tile_size=32, pixel_threshold=5.0) == []
+    assert told_by(infer_config="run/bare.json", tile_size=32) == ["--tile-size"]
 
 
 def test_another_checkpoint_is_told_and_a_copy_is_not(place: Path, workplace: Workplace) -> None:
@@ -127,6 +153,7 @@ def test_another_reference_for_all_is_told_and_another_folder_of_references_is_n
         train(place, **comparing, reference_dir=str(good[0]))
         assert told_by() == told_by(reference_dir=str(good[0])) == []
         assert told_by(reference_dir=str(good[1])) == ["--reference-dir"]
+        assert told_by(clahe=True) == ["--clahe"]  # it has learned nothing, so calibrating anew is enough
         config = json.loads(Path("run/infer_config.json").read_text())
         config["model"]["reference_dir"] = "golden"
         Path("run/infer_config.json").write_text(json.dumps(config))
@@ -171,7 +198,7 @@ def test_every_warning_of_a_command_has_its_name_before_it_once(place: Path) -> 
     flags = ("--infer-config", "run/infer_config.json", "--input", "set/test/good", "--gamma", 2, "--device", "cpu")
     done = infer_command(*flags, cwd=place)
     warnings = [line for line in done.stderr.splitlines() if "warning: " in line]
-    assert [line.split()[2] for line in warnings] == ["--device", "--gamma"]
+    assert [line.split()[2] for line in warnings] == ["--device", "--gamma:"]
     assert all(line.startswith("pyimgano-infer: warning: ") and line.count("warning: ") == 1 for line in warnings)
 
 
