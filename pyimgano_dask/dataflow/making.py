@@ -14,6 +14,7 @@ from pyimgano_dask.detectors.checkpoint import decode_detector, is_checkpoint
 from pyimgano_dask.detectors.devices import DEVICES, is_here
 from pyimgano_dask.detectors.extras import EXTRAS, require
 from pyimgano_dask.detectors.model_files import ModelFiles, ReadFile
+from pyimgano_dask.detectors.registry import PYIMGANO_PREFIX
 from pyimgano_dask.errors import ConfigError
 from pyimgano_dask.settings.model import ModelSettings
 from pyimgano_dask.settings.resolve import Resolved
@@ -71,9 +72,10 @@ def _restored(
     checkpoint_files = replace(files, trusted_sha256=resolved.settings.checkpoint.sha256)
     if detector_type.model_file is not None and not is_checkpoint(data):
         return Made(detector_type.create(**kwargs).with_model_file(path, checkpoint_files), (), files.seen)
-    if detector_type.foreign_checkpoint is not None and not is_checkpoint(data):
-        warning = _unread_checkpoint(resolved, path, detector_type)
-        return Made(detector_type.create(**kwargs).opened(files), (warning,), files.seen)
+    if not is_checkpoint(data) and (why := _why_unread(resolved, path, detector_type)) is not None:
+        warning = _unread_checkpoint(resolved, path, detector_type, why)
+        opened = detector_type.create(**kwargs).opened(files)
+        return Made(opened, (warning, *opened.advice()), files.seen)
     detector = decode_detector(data, path)
     if detector.name != detector_type.name:
         raise ConfigError(f"--checkpoint-path: {path!r} holds a {detector.name}, but --model is {detector_type.name}")
@@ -104,14 +106,26 @@ def _check_changes(saved: Detector[Any], changed: Detector[Any], path: str) -> N
         raise ConfigError("\n".join(faults))
 
 
-def _unread_checkpoint(resolved: Resolved, path: str, detector_type: type[Detector[Any]]) -> str:
+def _why_unread(resolved: Resolved, path: str, detector_type: type[Detector[Any]]) -> str | None:
+    """Why a file that is no saved state of this package need not be one, None where it must be."""
+    if detector_type.foreign_checkpoint is not None:
+        return detector_type.foreign_checkpoint
+    is_of_the_config = not resolved.is_explicit("model.checkpoint_path")
+    return "it is no saved state (.npz) of this package" if is_of_the_config and not path.endswith(".npz") else None
+
+
+def _unread_checkpoint(resolved: Resolved, path: str, detector_type: type[Detector[Any]], why: str) -> str:
     """A warning that a config's checkpoint is left unread; ConfigError where nothing can take its place."""
-    is_explicit = resolved.is_explicit("model.checkpoint_path")
-    unread = f"{path!r} is not read: {detector_type.foreign_checkpoint}"
-    if is_explicit or resolved.settings.training.train_dir is None:
-        where = "--checkpoint-path: " if is_explicit else "the config's checkpoint "
-        raise ConfigError(f"{where}{unread}; fit {detector_type.name} anew with --train-dir DIR and without it")
-    return f"the config's checkpoint {unread}; {detector_type.name} is fitted anew on --train-dir"
+    name, unread = detector_type.name, f"{path!r} is not read: {why}"
+    if resolved.is_explicit("model.checkpoint_path"):
+        raise ConfigError(f"--checkpoint-path: {unread}; leave it out, and fit {name} anew with --train-dir DIR")
+    if resolved.settings.training.train_dir is None:
+        is_own = not name.startswith(PYIMGANO_PREFIX)
+        other = f"; for the detector of this name in pyimgano add --model {PYIMGANO_PREFIX}{name}" if is_own else ""
+        raise ConfigError(
+            f"the config's checkpoint {unread}; give --train-dir DIR beside the config to fit {name} anew{other}"
+        )
+    return f"the config's checkpoint {unread}; {name} is fitted anew on --train-dir"
 
 
 def _check_device(device: object, detector_type: type[Detector[Any]], scheduler: str) -> None:

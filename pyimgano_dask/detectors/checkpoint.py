@@ -56,12 +56,14 @@ def is_checkpoint(data: bytes) -> bool:
 def decode_detector(data: bytes, source: str) -> Detector[Any]:
     """The fitted detector in a checkpoint's bytes; raises ConfigError naming `source` when they are not one."""
     try:
+        if not is_checkpoint(data):
+            raise ValueError(f"it is no archive that holds a {HEADER}")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             header = json.loads(arrays[HEADER].tobytes())
             state = {key: arrays[key] for key in arrays.files if key != HEADER}
     except _DAMAGE as error:
         raise ConfigError(
-            f"checkpoint {source!r} is not a detector state (.npz) of this package: {error}; "
+            f"checkpoint {source!r} is not a detector state (.npz) of this package: {_fault(error)}; "
             "a run with --run-dir leaves one there as detector.npz. A file of weights goes into --model-kwargs as "
             "weights_path"
         ) from None
@@ -74,3 +76,8 @@ def decode_detector(data: bytes, source: str) -> Detector[Any]:
         return find_detector_type(str(header.get("name"))).create(**arguments).with_state(state)
     except ConfigError as error:
         raise ConfigError(f"checkpoint {source!r}: {error}") from None
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with a file, without numpy's advice to unpickle it."""
+    return "it holds Python objects, which are not read" if "pickle" in str(error) else str(error)

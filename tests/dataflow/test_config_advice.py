@@ -225,3 +225,31 @@ def test_arguments_that_were_edited_in_the_config_are_told(place: Path) -> None:
     assert told_by(infer_config="run/edited.json", model_kwargs={"topk": 0.4, "resize_hw": [64, 64]}) == [
         "--model-kwargs (topk)"
     ]
+
+
+def test_a_configs_checkpoint_of_another_program_is_left_unread(place: Path) -> None:
+    Path("model.pt").write_bytes(b"a pickle")
+    model = {"name": MODEL["model"], "model_kwargs": MODEL["model_kwargs"], "checkpoint_path": "model.pt"}
+    Path("theirs.json").write_text(json.dumps({"schema_version": 1, "model": model}))
+    flags = ("--infer-config", "theirs.json", "--input", "set/test/good", "--scheduler", "sync")
+    refused = infer_command(*flags, cwd=place)
+    assert refused.rc == 2
+    assert "model.pt' is not read: it is no saved state" in refused.stderr
+    assert "give --train-dir DIR beside the config to fit vision_pixel_mad_map anew" in refused.stderr
+    assert "add --model pyimgano:vision_pixel_mad_map" in refused.stderr
+    fitted = infer_command(*flags, "--train-dir", "set/train/good", "--save-jsonl", "theirs.jsonl", cwd=place)
+    assert fitted.rc == 0
+    assert "vision_pixel_mad_map is fitted anew on --train-dir" in fitted.stderr
+    named = ("--model", MODEL["model"], "--model-kwargs", json.dumps(MODEL["model_kwargs"]), *flags[2:])
+    infer_command(*named, "--train-dir", "set/train/good", "--save-jsonl", "ours.jsonl", cwd=place)
+    assert Path("theirs.jsonl").read_bytes() == Path("ours.jsonl").read_bytes()
+
+
+def test_a_damaged_state_of_a_config_is_no_other_programs(place: Path) -> None:
+    Path("torn.npz").write_bytes(Path("run/detector.npz").read_bytes()[:-100])
+    model = {"name": MODEL["model"], "checkpoint_path": "torn.npz"}
+    Path("torn.json").write_text(json.dumps({"schema_version": 1, "model": model}))
+    flags = ("--infer-config", "torn.json", "--input", "set/test/good", "--train-dir", "set/train/good")
+    done = infer_command(*flags, cwd=place)
+    assert done.rc == 2
+    assert "torn.npz' is not a detector state (.npz) of this package" in done.stderr

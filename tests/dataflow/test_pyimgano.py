@@ -156,7 +156,7 @@ class TestConfigsOfPyimgano:
         assert done.rc == 2
         assert "unknown key operator_contract is ignored" in done.stderr
         assert "model.pt' is not read" in done.stderr
-        assert "fit pyimgano:vision_ecod anew with --train-dir DIR" in done.stderr
+        assert "give --train-dir DIR beside the config to fit pyimgano:vision_ecod anew" in done.stderr
         assert not (place / "unpickled").exists()
 
     def test_with_training_images_it_is_fitted_anew(self, config: Path, place: Path) -> None:
