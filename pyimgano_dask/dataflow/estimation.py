@@ -77,16 +77,16 @@ def fit(settings: InferSettings, images: NamedImages, base_dir: str) -> Fitted:
     """Make the detector of the settings, fit it where it is not fitted yet, and calibrate it on the same images.
 
     The threshold is the quantile 1 - contamination of their scores, that of the settings or else the detector's own,
-    unless the detector settles one while it is fitted.
+    unless a detector that is fitted here settles one itself.
     Raises ConfigError for settings that cannot work and where no image can be used.
     """
     made = make_detector(Resolved(settings), base_dir)
     detector = tiled(made.detector, settings.adaptation.tiling)
     reader = _reader(settings, detector, images, base_dir)
     training = TrainingImages(images, reader, settings.dataflow.chunk_size, called="X")
-    unfit = LeftOut.of(())
+    unfit, is_new = LeftOut.of(()), not detector.is_fitted
     with _scheduler_for(images, settings, base_dir, detector) as scheduler:
-        if not detector.is_fitted:
+        if is_new:
             detector, unfit = fit_detector(scheduler, detector, training)
         calibration = calibrate(
             scheduler, detector, training, pixel_quantile=None, roi_xyxy_norm=None, amp=settings.dataflow.amp
@@ -94,7 +94,7 @@ def fit(settings: InferSettings, images: NamedImages, base_dir: str) -> Fitted:
         warnings = (*made.warnings, *scheduler.warnings, *left_out_warnings(unfit, calibration.left_out))
     chosen = settings.model.contamination
     asked = None if chosen in (None, detector.contamination) else usual_quantile(chosen)
-    threshold, _ = score_threshold(detector, asked, calibration.scores)
+    threshold, _ = score_threshold(detector, asked, calibration.scores, is_new=is_new)
     return Fitted(detector, threshold, warnings)
 
 

@@ -218,7 +218,7 @@ def _train(
         if not is_fitted_before:
             warnings += own_images_warnings(detector)
         asked = settings.training.calibration_quantile
-        thresholds = Thresholds(*score_threshold(detector, asked, calibration.scores))
+        thresholds = Thresholds(*score_threshold(detector, asked, calibration.scores, is_new=not is_fitted_before))
         if wants_pixels and calibration.pixels is not None:
             with profile.stage("calibrate"):
                 value = pixel_quantile(

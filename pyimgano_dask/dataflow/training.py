@@ -62,11 +62,14 @@ class TrainingImages:
 
 
 def score_threshold(
-    detector: Detector[Any], asked: float | None, scores: NDArray[np.float64]
+    detector: Detector[Any], asked: float | None, scores: NDArray[np.float64], *, is_new: bool
 ) -> tuple[float, Provenance]:
-    """The detector's own score threshold where no quantile is asked for, else the quantile of the training scores."""
+    """The score threshold of normal images: the quantile that is asked for, or the usual one.
+
+    Where none is asked for and the detector `is_new`, fitted on these images, it may have one of its own.
+    """
     own = detector.own_score_threshold
-    if asked is None and own is not None:
+    if asked is None and is_new and own is not None:
         return own, own_score_threshold_provenance(scores, detector.contamination, "train_dir")
     q = usual_quantile(detector.contamination) if asked is None else asked
     return score_quantile(scores, q), score_threshold_provenance(scores, q, "train_dir")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from pyimgano_dask.dataflow.run_folder import find_run_folder
 from pyimgano_dask.dataflow.scheduler import Common, Loss, Merge, OnLost, OnResult, Result, Scheduler, Task
 from pyimgano_dask.dataflow.schedulers import open_scheduler
 from pyimgano_dask.dataflow.sources import Clock, DetectorSource, Scored, Source
-from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, TrainingFreeDetector
+from pyimgano_dask.detectors.base import Color, Detector, Image, Prediction, State, TrainingFreeDetector
 from pyimgano_dask.images.listing import InputList
 from pyimgano_dask.settings.knob import Block, knob
 from pyimgano_dask.settings.resolve import given_by_keyword, resolve
@@ -154,8 +154,8 @@ class ScoreOnlyArguments(Block):
     own_threshold: float | None = knob(None, "What fitting would have settled.")
 
 
-class ScoresOnly(TrainingFreeDetector[ScoreOnlyArguments]):
-    """Scores the brightness of a whole image and gives no maps.
+class ScoresOnly(Detector[ScoreOnlyArguments]):
+    """Scores the brightness of a whole image and gives no maps; learns how many images there are.
 
     Not registered: the tests hand it over themselves.
     """
@@ -169,9 +169,36 @@ class ScoresOnly(TrainingFreeDetector[ScoreOnlyArguments]):
     color: Color = "gray"
     contamination = 0.25
 
+    def __init__(self, arguments: ScoreOnlyArguments, count: int = 0) -> None:
+        super().__init__(arguments)
+        self.count = count
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.count > 0
+
     @property
     def own_score_threshold(self) -> float | None:
         return self.arguments.own_threshold
+
+    def select_training(self, n_images: int) -> Sequence[int]:
+        return range(n_images)
+
+    def accumulate(self, images: Sequence[Image]) -> State:
+        return {"count": np.array(len(images))}
+
+    @classmethod
+    def merge(cls, states: Sequence[State]) -> State:
+        return {"count": np.sum([state["count"] for state in states])}
+
+    def finalize(self, state: State) -> Self:
+        return self.with_state(state)
+
+    def state(self) -> State:
+        return {"count": np.array(self.count)}
+
+    def with_state(self, state: State) -> Self:
+        return type(self)(self.arguments, int(state["count"]))
 
     def predict(self, images: Sequence[Image], references: Sequence[Image] = ()) -> Prediction:
         return Prediction(np.array([image.mean() for image in images], dtype=np.float64), (None,) * len(images))

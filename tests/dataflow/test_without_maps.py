@@ -82,6 +82,16 @@ def test_a_threshold_that_the_detector_settled_counts_unless_a_quantile_is_asked
     assert (provenance["method"], provenance["quantile"]) == ("quantile", 0.5)
 
 
+def test_other_images_give_a_fitted_detector_a_threshold_of_their_own(workplace: Workplace) -> None:
+    place = workplace("calibrated")
+    run_at(place, model_kwargs={"own_threshold": 101.5}, run_dir="run")
+    others = {"infer_config": "run/infer_config.json", "train_dir": "set/test/good"}
+    records, threshold, provenance = json.loads(run_at(place, **others).stdout)
+    scores = [record["score"] for record in records]
+    assert threshold == np.quantile(scores, 0.75) != 101.5
+    assert (provenance["method"], provenance["quantile"], provenance["count"]) == ("quantile", 0.75, 8)
+
+
 def test_tiles_reduce_scores_alone() -> None:
     image = np.zeros((40, 40), np.uint8)
     image[:16, :16] = 200
