@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -40,9 +40,9 @@ class DaskAnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc,unu
       by threads of this process, whatever `scheduler` says, so that no pixel is copied into a graph or sent to a
       worker. The answers are those of PNG files of the same pixels.
 
-    Faulty images raise ValueError, `settings` that are no mapping TypeError, and settings that cannot work
-    `pyimgano_dask.ConfigError`. `fit` leaves out normal
-    images that cannot be read, with a warning.
+    What is no images raises ValueError, as do images that cannot be scored; `settings` that are no mapping TypeError, and
+    settings that cannot work `pyimgano_dask.ConfigError`. `fit` leaves out normal images that cannot be read, with a
+    warning; where it can use none of them it raises ConfigError.
 
     Parameters
     ----------
@@ -54,7 +54,8 @@ class DaskAnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc,unu
     checkpoint_path: saved state or model file; `fit` then calibrates the threshold only.
     scheduler: auto, threads, sync, processes, local-cluster, the address of a Dask scheduler or a scheduler.json file.
     workers: threads or processes to use.
-    batch_size: images a task works on; 0 takes 32. Changes no score.
+    batch_size: images a task works on; 0 takes 32. A fitted detector scores the same with any; which patches
+        `vision_patchcore` keeps while it is fitted depends on it.
     settings: further settings of `pyimgano-infer` by keyword, such as `{"tile_size": 512, "clahe": True}`.
 
     Attributes
@@ -105,6 +106,11 @@ class DaskAnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc,unu
         self.threshold_ = fitted.threshold
         self.offset_ = float(np.nextafter(-fitted.threshold, np.inf))
         return self
+
+    def fit_predict(self, X: Iterable[Any], y: object = None) -> NDArray[np.int64]:  # noqa: N803
+        """`fit`, and then `predict` for the same images."""
+        images = list(X) if isinstance(X, Iterator) else X
+        return self.fit(images).predict(images)
 
     def score_samples(self, X: Iterable[Any]) -> NDArray[np.float64]:  # noqa: N803
         """Normality of images, float64 (n,): the negative of the score in records; higher is more normal."""
@@ -184,7 +190,8 @@ def _without_contamination(resolved: Resolved) -> Resolved:
 
 def named_images(X: Iterable[Any]) -> NamedImages:  # noqa: N803
     """The images of `X`, as `DaskAnomalyDetector` takes them; raises ValueError that says what is wrong with which."""
-    if isinstance(X, str | bytes | os.PathLike | Mapping) or not isinstance(X, Iterable):
+    is_one = isinstance(X, np.ndarray) and X.ndim == 0
+    if is_one or isinstance(X, str | bytes | os.PathLike | Mapping) or not isinstance(X, Iterable):
         raise ValueError(
             f"X must be a sequence of image paths or of uint8 arrays, got {type(X).__name__}; for one image give a list"
         )
@@ -195,11 +202,17 @@ def named_images(X: Iterable[Any]) -> NamedImages:  # noqa: N803
     items = list(X)
     if not items:
         raise ValueError("X holds no images (0 samples); at least one is needed")
-    if all(isinstance(item, str | os.PathLike) for item in items):
+    paths = [number for number, item in enumerate(items) if isinstance(item, str | os.PathLike)]
+    if len(paths) == len(items):
         return NamedImages(tuple(_path(number, item) for number, item in enumerate(items)))
+    arrays = [number for number, item in enumerate(items) if isinstance(item, np.ndarray)]
+    if paths and arrays:
+        raise ValueError(
+            f"X holds paths of images, such as X[{paths[0]}], and arrays, such as X[{arrays[0]}]; all must be of one kind"
+        )
     faults = [fault for number, item in enumerate(items) for fault in _faults_of(number, item)]
     if faults:
-        raise ValueError(f"X must hold paths of images or uint8 arrays, all of one kind: {_first_of(faults)}")
+        raise ValueError(f"X must hold paths of images or uint8 arrays: {_first_of(faults)}")
     names = tuple(f"X[{number}]" for number in range(len(items)))
     return NamedImages(names, dict(zip(names, items, strict=True)))
 

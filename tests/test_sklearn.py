@@ -160,6 +160,8 @@ def test_any_sequence_of_images_will_do(
         images = kind(folder, "in")
         expected = fitted.score_samples(images)
         np.testing.assert_array_equal(fitted.score_samples(make(images)), expected)
+        together = DaskAnomalyDetector(**MAD).fit_predict(make(images))
+        np.testing.assert_array_equal(together, DaskAnomalyDetector(**MAD).fit(images).predict(images))
     np.testing.assert_array_equal(fitted.score_samples([Path(path) for path in paths_of(folder, "in")]), expected)
     np.testing.assert_array_equal(fitted.score_samples(np.array(paths_of(folder, "in"))), expected)
 
@@ -204,7 +206,8 @@ def test_references_are_found_by_name(folder: Path) -> None:
         ([], "0 samples"),
         (None, "got NoneType"),
         ({"a": board(0)}, "got dict"),
-        (["a.png", board(0)], r"X\[0\] is of type str"),
+        (["a.png", "b.png", board(0)], r"paths of images, such as X\[0\], and arrays, such as X\[2\]"),
+        (np.array(3), "got ndarray; for one image give a list"),
         ([b"a.png"], r"X\[0\] is of type bytes"),
         ([""], r"X\[0\] is ''"),
         ([board(0), board(0) / 255], r"X\[1\] is an array of float64; give uint8 levels from 0 to 255"),
@@ -231,6 +234,15 @@ def test_normal_images_that_cannot_be_read_are_left_out_with_a_warning(
     assert estimator.threshold_ == fitted.threshold_
     with pytest.raises(pyimgano_dask.ConfigError, match=r"X: none of its images can be used:\nnone\.png: "):
         DaskAnomalyDetector(**MAD).fit(["none.png"])
+
+
+def test_a_threshold_of_the_images_that_a_close_fit_has_learned_is_warned_of(folder: Path) -> None:
+    close = DaskAnomalyDetector("vision_texture_padim", model_kwargs={"grid_hw": [2, 2]})
+    with pytest.warns(UserWarning, match="vision_texture_padim fits closely .*-score_samples of other normal images"):
+        close.fit(paths_of(folder, "good"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DaskAnomalyDetector(**MAD).fit(paths_of(folder, "good"))
 
 
 def test_images_that_cannot_be_scored_are_named(folder: Path, fitted: DaskAnomalyDetector) -> None:

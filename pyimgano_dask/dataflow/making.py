@@ -69,7 +69,7 @@ def _restored(
 ) -> Made:
     """The detector around the saved state or the model file at `path`."""
     data = files.read(path, "--checkpoint-path")
-    checkpoint_files = replace(files, trusted_sha256=resolved.settings.checkpoint.sha256)
+    checkpoint_files = replace(files, takes_sha256=True, trusted_sha256=resolved.settings.checkpoint.sha256)
     if detector_type.model_file is not None and not is_checkpoint(data):
         return Made(detector_type.create(**kwargs).with_model_file(path, checkpoint_files), (), files.seen)
     if not is_checkpoint(data) and (why := _why_unread(resolved, path, detector_type)) is not None:

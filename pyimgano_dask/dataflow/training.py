@@ -143,7 +143,7 @@ def fit_detector(
 
 def left_out_warnings(of_fitting: LeftOut, of_calibrating: LeftOut) -> tuple[str, ...]:
     """What to know of training images that could not be used; those that neither step could use are told once."""
-    if of_fitting.count <= of_calibrating.count:
+    if of_fitting.count <= of_calibrating.count and set(of_fitting.faults) <= set(of_calibrating.faults):
         return of_calibrating.warnings()
     return (*of_fitting.warnings(" of fitting"), *of_calibrating.warnings(" of calibrating"))
 

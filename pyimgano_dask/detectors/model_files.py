@@ -25,11 +25,13 @@ class ModelFiles:
     """Where model files are read from and which of them may run code.
 
     Relative paths start at `base_dir`. A file whose format can carry code is read when `trusts_code`, or when its
-    SHA-256 is `trusted_sha256`. `seen` holds, by path, what has been read so far.
+    SHA-256 is `trusted_sha256`, which a config can give where `takes_sha256`. `seen` holds, by path, what has been read
+    so far.
     """
 
     base_dir: str = "."
     trusts_code: bool = False
+    takes_sha256: bool = False
     trusted_sha256: str | None = None
     seen: dict[str, ReadFile] = field(default_factory=dict, compare=False, repr=False)
 
@@ -71,10 +73,12 @@ class ModelFiles:
             return
         sha256 = hashlib.sha256(data).hexdigest()
         if self.trusted_sha256 is None or sha256 != self.trusted_sha256.lower():
+            or_config = (
+                f", or name it in an infer config with checkpoint.sha256 ({sha256})" if self.takes_sha256 else ""
+            )
             raise ConfigError(
                 f"{named_by}: {path!r} is {what}, which can run code of its maker when it is loaded; give "
-                "--trust-model-file if you trust it, or name it in an infer config with checkpoint.sha256 "
-                f"({sha256})"
+                f"--trust-model-file if you trust it{or_config}"
             )
 
 

@@ -185,7 +185,7 @@ def test_the_checksum_of_a_config_vouches_for_its_checkpoint_alone(place: Path) 
         "checkpoint": {"sha256": sha256((place / "extractor.pt").read_bytes()).hexdigest()},
     }
     (place / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"weights_path: 'extractor.pt' .*--trust-model-file"):
+    with pytest.raises(ConfigError, match=r"weights_path: 'extractor.pt' .*--trust-model-file if you trust it$"):
         outputs_of(place, infer_config="config.json")
 
 

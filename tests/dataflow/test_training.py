@@ -396,6 +396,11 @@ def test_images_left_out_of_both_steps_are_told_once() -> None:
     assert left_out_warnings(none, both) == left_out_warnings(both, both)
     assert left_out_warnings(both, none) == ("1 training images were left out of fitting:\n  a.png: torn",)
     assert left_out_warnings(none, none) == ()
+    other = LeftOut(1, ("b.png: too bright",))
+    assert left_out_warnings(both, other) == (
+        "1 training images were left out of fitting:\n  a.png: torn",
+        "1 training images were left out of calibrating:\n  b.png: too bright",
+    )
 
 
 @pytest.mark.parametrize(("model", "is_told"), [("vision_texture_padim", True), ("vision_pixel_mad_map", False)])

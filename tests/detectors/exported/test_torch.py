@@ -132,6 +132,8 @@ class TestTrust:
     @both
     def test_a_file_that_nobody_vouches_for_is_not_loaded(self, name: str, files: dict[str, Path]) -> None:
         with pytest.raises(ConfigError, match=r"can run code of its maker.*--trust-model-file.*checkpoint.sha256"):
+            opened(name, files[name], ModelFiles(takes_sha256=True))
+        with pytest.raises(ConfigError, match=r"--trust-model-file if you trust it$"):
             opened(name, files[name], ModelFiles())
 
     @both
