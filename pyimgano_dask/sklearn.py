@@ -40,9 +40,9 @@ class DaskAnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc,unu
       by threads of this process, whatever `scheduler` says, so that no pixel is copied into a graph or sent to a
       worker. The answers are those of PNG files of the same pixels.
 
-    What is no images raises ValueError, as do images that cannot be scored; `settings` that are no mapping TypeError, and
-    settings that cannot work `pyimgano_dask.ConfigError`. `fit` leaves out normal images that cannot be read, with a
-    warning; where it can use none of them it raises ConfigError.
+    What is no images raises ValueError, as do images that cannot be scored; `settings` that are no mapping TypeError,
+    and settings that cannot work `pyimgano_dask.ConfigError`. `fit` leaves out normal images that cannot be read, with
+    a warning; where it can use none of them it raises ConfigError.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def named_images(X: Iterable[Any]) -> NamedImages:  # noqa: N803
     arrays = [number for number, item in enumerate(items) if isinstance(item, np.ndarray)]
     if paths and arrays:
         raise ValueError(
-            f"X holds paths of images, such as X[{paths[0]}], and arrays, such as X[{arrays[0]}]; all must be of one kind"
+            f"X holds paths of images, such as X[{paths[0]}], and arrays, such as X[{arrays[0]}]; give one kind"
         )
     faults = [fault for number, item in enumerate(items) for fault in _faults_of(number, item)]
     if faults:

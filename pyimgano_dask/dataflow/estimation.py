@@ -34,8 +34,8 @@ from pyimgano_dask.settings.run import InferSettings
 
 IN_THIS_PROCESS = ("sync", "threads")
 OWN_IMAGES = (
-    "{} fits closely the images that it was fitted on, and its threshold comes from the same ones: more good images than "
-    "expected will lie above it. Take a quantile of -score_samples of other normal images "
+    "{} fits closely the images that it was fitted on, and its threshold comes from the same ones: more good images "
+    "than expected will lie above it. Take a quantile of -score_samples of other normal images "
     "(docs/SKLEARN.md#thresholds-from-other-images)"
 )
 

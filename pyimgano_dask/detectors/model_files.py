@@ -73,12 +73,10 @@ class ModelFiles:
             return
         sha256 = hashlib.sha256(data).hexdigest()
         if self.trusted_sha256 is None or sha256 != self.trusted_sha256.lower():
-            or_config = (
-                f", or name it in an infer config with checkpoint.sha256 ({sha256})" if self.takes_sha256 else ""
-            )
+            in_config = f", or name it in an infer config with checkpoint.sha256 ({sha256})"
             raise ConfigError(
                 f"{named_by}: {path!r} is {what}, which can run code of its maker when it is loaded; give "
-                f"--trust-model-file if you trust it{or_config}"
+                f"--trust-model-file if you trust it{in_config if self.takes_sha256 else ''}"
             )
 
 
