@@ -24,6 +24,7 @@ from pyimgano_dask.dataflow.training import (
     fit_detector,
     left_out_warnings,
     score_threshold,
+    tied_scores_warnings,
     usual_quantile,
 )
 from pyimgano_dask.detectors.base import Detector, Image
@@ -102,7 +103,7 @@ def fit(settings: InferSettings, images: NamedImages, base_dir: str) -> Fitted:
     chosen = settings.model.contamination
     asked = None if chosen in (None, detector.contamination) else usual_quantile(chosen)
     threshold, _ = score_threshold(detector, asked, calibration.scores, is_new=is_new)
-    return Fitted(detector, threshold, warnings)
+    return Fitted(detector, threshold, (*warnings, *tied_scores_warnings(calibration.scores, threshold)))
 
 
 def score(

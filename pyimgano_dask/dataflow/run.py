@@ -38,6 +38,7 @@ from pyimgano_dask.dataflow.training import (
     own_images_warnings,
     pixel_quantile,
     score_threshold,
+    tied_scores_warnings,
 )
 from pyimgano_dask.dataflow.versions import package_versions
 from pyimgano_dask.detectors.amp import device_of
@@ -218,7 +219,9 @@ def _train(
         if not is_fitted_before:
             warnings += own_images_warnings(detector)
         asked = settings.training.calibration_quantile
-        thresholds = Thresholds(*score_threshold(detector, asked, calibration.scores, is_new=not is_fitted_before))
+        value, score_provenance = score_threshold(detector, asked, calibration.scores, is_new=not is_fitted_before)
+        thresholds = Thresholds(value, score_provenance)
+        warnings += tied_scores_warnings(calibration.scores, value)
         if wants_pixels and calibration.pixels is not None:
             with profile.stage("calibrate"):
                 value = pixel_quantile(

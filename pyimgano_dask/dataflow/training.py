@@ -148,6 +148,18 @@ def left_out_warnings(of_fitting: LeftOut, of_calibrating: LeftOut) -> tuple[str
     return (*of_fitting.warnings(" of fitting"), *of_calibrating.warnings(" of calibrating"))
 
 
+def tied_scores_warnings(scores: NDArray[np.float64], threshold: float) -> tuple[str, ...]:
+    """What to know of a score threshold that several normal images reach and none exceeds."""
+    n_highest = int(np.count_nonzero(scores == threshold))
+    if n_highest < 2 or threshold < scores.max():
+        return ()
+    return (
+        f"{n_highest} of {len(scores)} normal images share the highest score, {threshold:g}, which is the threshold: "
+        "they count as anomalous, and nothing tells them apart from what is worse. Scores that cannot exceed a value, "
+        "as those of models that normalise them, make no threshold; export the model without normalisation",
+    )
+
+
 def own_images_warnings(detector: Detector[Any]) -> tuple[str, ...]:
     """What to know of thresholds from the same images that this detector was fitted on."""
     if not detector.fits_closely:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pyimgano_dask.dataflow.training import (
     fit_detector,
     left_out_warnings,
     pixel_quantile,
+    tied_scores_warnings,
 )
 from pyimgano_dask.detectors.base import Detector, Image, State
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
@@ -411,3 +413,29 @@ def test_thresholds_from_the_images_of_a_close_fit_are_told_until_others_calibra
     fitted = pyimgano_dask.infer(model=model, **common, run_dir=tmp_path / "run")
     again = pyimgano_dask.infer(infer_config=tmp_path / "run/infer_config.json", **common)
     assert [any("fits closely" in line for line in run.warnings) for run in (fitted, again)] == [is_told, False]
+
+
+@pytest.mark.parametrize(
+    ("scores", "threshold", "n_told"),
+    [([0.2, 1.0, 1.0, 1.0], 1.0, 3), ([0.2, 0.9, 1.0], 1.0, 0), ([0.2, 0.5, 0.5, 1.0], 0.5, 0), ([1.0, 1.0], 1.5, 0)],
+)
+def test_a_threshold_that_several_images_reach_and_none_exceeds_is_told(
+    scores: list[float], threshold: float, n_told: int
+) -> None:
+    told = tied_scores_warnings(np.array(scores), threshold)
+    assert [line.split(" share the highest score, ")[0] for line in told] == (
+        [f"{n_told} of {len(scores)} normal images"] if n_told else []
+    )
+
+
+def test_a_run_tells_that_its_threshold_is_the_ceiling(workplace: Callable[[str], Path]) -> None:
+    place = workplace("ceiling")
+    (place / "copies").mkdir()
+    image = sorted((place / "set/train/good").iterdir())[0]
+    for number in range(4):
+        shutil.copy(image, place / "copies" / f"{number}.png")
+    with chdir(place):
+        run = pyimgano_dask.infer(
+            model="vision_pixel_mad_map", train_dir="copies", input="set/test/good", scheduler="sync"
+        )
+    assert any(line.startswith("4 of 4 normal images share the highest score, 0,") for line in run.warnings)
