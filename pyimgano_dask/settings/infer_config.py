@@ -69,7 +69,10 @@ def read_infer_config(path: str, category: str | None = None, *, with_checkpoint
         raise ConfigError(
             f"{path}: schema_version is {version}, this version reads up to {SCHEMA_VERSION}; update pyimgano-dask"
         )
+    of_all = payload.get("checkpoint")
     payload = _select_category(payload, category, path)
+    if payload.get("checkpoint") is of_all:
+        warnings += _two_checkpoints(payload, path)
     warnings += [f"{path}: unknown key {key} is ignored" for key in unknown_keys(payload, InferSettings)]
     checkpoint = _find_checkpoint(payload, path) if with_checkpoint else None
     if checkpoint is not None and isinstance(payload.get("model", {}), dict):
@@ -109,6 +112,17 @@ def unknown_keys(payload: Mapping[str, Any], block: type[Block], prefix: str = "
             yield prefix + key
         elif isinstance(value, dict) and isinstance(field.annotation, type) and issubclass(field.annotation, Block):
             yield from unknown_keys(value, field.annotation, f"{prefix}{key}.")
+
+
+def _two_checkpoints(payload: Mapping[str, Any], path: str) -> Iterator[str]:
+    """A sentence where a config names one file in one place and another in the other."""
+    blocks = payload.get("checkpoint"), payload.get("model")
+    one, other = (
+        block.get(key) if isinstance(block, dict) else None
+        for block, key in zip(blocks, ("path", "checkpoint_path"), strict=True)
+    )
+    if isinstance(one, str) and isinstance(other, str) and os.path.basename(one) != os.path.basename(other):
+        yield f"{path}: checkpoint.path, {one!r}, is read, and model.checkpoint_path, {other!r}, is not; name one in both"
 
 
 def _find_checkpoint(payload: Mapping[str, Any], config_path: str) -> str | None:

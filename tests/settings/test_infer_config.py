@@ -267,6 +267,19 @@ class TestCheckpoint:
         for folder in ("a/b", "a", "run"):
             assert str(tmp_path / folder / "d.npz") in line
 
+    def test_two_that_differ_are_told(self, tmp_path: Path) -> None:
+        config = {
+            "schema_version": 1,
+            "model": {"checkpoint_path": "/models/a.npz"},
+            "checkpoint": {"path": "/old/b.npz"},
+        }
+        (told,) = read_infer_config(write_config(tmp_path, config)).warnings
+        assert "checkpoint.path, '/old/b.npz', is read, and model.checkpoint_path, '/models/a.npz', is not" in told
+        moved = {**config, "checkpoint": {"path": "/old/a.npz"}}
+        assert read_infer_config(write_config(tmp_path, moved)).warnings == ()
+        of_category = {**config, "per_category": {"nut": {"checkpoint": {"path": "/old/nut.npz"}}}}
+        assert read_infer_config(write_config(tmp_path, of_category)).warnings == ()
+
     @pytest.mark.parametrize("wrong", [3, "", [], {}])
     def test_a_path_of_another_type_is_refused(self, tmp_path: Path, wrong: object) -> None:
         (line,) = faults(write_config(tmp_path, {"schema_version": 1, "checkpoint": {"path": wrong}}))
