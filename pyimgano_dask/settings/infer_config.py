@@ -122,7 +122,7 @@ def _two_checkpoints(payload: Mapping[str, Any], path: str) -> Iterator[str]:
         for block, key in zip(blocks, ("path", "checkpoint_path"), strict=True)
     )
     if isinstance(one, str) and isinstance(other, str) and os.path.basename(one) != os.path.basename(other):
-        yield f"{path}: checkpoint.path, {one!r}, is read, and model.checkpoint_path, {other!r}, is not; name one in both"
+        yield f"{path}: checkpoint.path, {one!r}, is read, model.checkpoint_path, {other!r}, is not; name one in both"
 
 
 def _find_checkpoint(payload: Mapping[str, Any], config_path: str) -> str | None:

@@ -274,7 +274,7 @@ class TestCheckpoint:
             "checkpoint": {"path": "/old/b.npz"},
         }
         (told,) = read_infer_config(write_config(tmp_path, config)).warnings
-        assert "checkpoint.path, '/old/b.npz', is read, and model.checkpoint_path, '/models/a.npz', is not" in told
+        assert "checkpoint.path, '/old/b.npz', is read, model.checkpoint_path, '/models/a.npz', is not" in told
         moved = {**config, "checkpoint": {"path": "/old/a.npz"}}
         assert read_infer_config(write_config(tmp_path, moved)).warnings == ()
         of_category = {**config, "per_category": {"nut": {"checkpoint": {"path": "/old/nut.npz"}}}}
