@@ -79,11 +79,7 @@ def print_summary(summary: RunSummary, console: Console, prog: str) -> None:
     if thresholds.pixel is not None:
         table.add_row("with defects", _share(summary.n_defective, summary.n_inputs, f"pixels ≥ {thresholds.pixel:.6g}"))
         table.add_row("regions", str(summary.n_regions))
-    inspecting = summary.seconds - summary.training_seconds
-    per_image = 1000 * inspecting / max(1, summary.n_worked)
-    table.add_row(
-        "time", f"{summary.seconds:.2f} s, {per_image:.1f} ms an image after {summary.training_seconds:.2f} s of setup"
-    )
+    table.add_row("time", _time(summary))
     total = sum(summary.stage_seconds.values())
     if total:
         stages = ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in summary.stage_seconds.items())
@@ -108,8 +104,19 @@ def print_summary(summary: RunSummary, console: Console, prog: str) -> None:
         console.print(f"  … and {summary.n_errors - len(summary.errors)} more errors")
 
 
+def _time(summary: RunSummary) -> str:
+    if not summary.n_worked:
+        return f"{summary.seconds:.2f} s, no image worked on"
+    per_image = 1000 * (summary.seconds - summary.training_seconds) / summary.n_worked
+    return f"{summary.seconds:.2f} s, {per_image:.1f} ms an image after {summary.training_seconds:.2f} s of setup"
+
+
 def _print_waterfall(waterfall: Waterfall, defects: DefectSettings, console: Console) -> None:
-    """The table, without bars where there is no room for them; wider than the console rather than with cut numbers."""
+    """A caption as wide as the console, and the table: without bars where there is no room for them.
+
+    The table is wider than the console rather than that numbers are cut.
+    """
+    console.print(Text("from thresholded pixels to regions (dropped, and left)", style="table.title"))
     unlimited = console.options.update(max_width=UNLIMITED)
     table = _waterfall_table(waterfall, defects, with_bars=True)
     if console.measure(table, options=unlimited).maximum > console.width:
@@ -124,8 +131,6 @@ def _waterfall_table(waterfall: Waterfall, defects: DefectSettings, *, with_bars
     from pyimgano_dask.defects import REPORTED, THRESHOLDED
 
     table = Table(
-        title="from thresholded pixels to reported regions (dropped, and left)",
-        title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),

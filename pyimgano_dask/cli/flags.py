@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -29,12 +29,25 @@ GROUP_TITLES: Mapping[str, str] = {
 
 _NEGATIVE = re.compile(r"-\.?\d")
 
+# Names of which less is alike have nothing to do with each other, such as clahe and help.
+_ALIKE = 0.7
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in a line, with the flag that may have been meant."""
 
-    def __init__(self, prog: str, ways: Sequence[str], description: str, epilog: str) -> None:
-        """`ways` are the forms that a line of the command can take, after its name."""
+    def __init__(
+        self,
+        prog: str,
+        ways: Sequence[str],
+        description: str,
+        epilog: str,
+        foreign: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """`ways` are the forms that a line of the command can take, after its name.
+
+        `foreign` is called when a flag is unknown: it gives what to say of the flags of other commands.
+        """
         super().__init__(
             prog=prog,
             usage=f"\n{len('usage: ') * ' '}".join(f"{prog} {way}" for way in ways),
@@ -43,15 +56,29 @@ class Parser(argparse.ArgumentParser):
             formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
+        self._foreign = foreign
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Every spelling of every flag."""
+        return tuple(self._option_string_actions)
 
     def error(self, message: str) -> NoReturn:
         """Print the message to standard error and exit with 2."""
         unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
         if message.startswith("unrecognized arguments") and unknown:
-            near = get_close_matches(unknown[0], self._option_string_actions, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            message = f"unknown flag {unknown[0]}{meant}"
+            said = self._foreign().get(unknown[0]) or _meant(unknown[0], self.flags)
+            message = f"unknown flag {unknown[0]}{said}"
         self.exit(2, f"{self.prog}: error: {message} (--help shows every flag)\n")
+
+
+def _meant(unknown: str, flags: Iterable[str]) -> str:
+    """The flag that is spelled much alike, else the only one that has all of the unknown name's words."""
+    names = [flag.removeprefix("--") for flag in flags if flag.startswith("--")]
+    name = unknown.removeprefix("--")
+    longer = [known for known in names if f"-{name}-" in f"-{known}-"]
+    near = get_close_matches(name, names, n=1, cutoff=_ALIKE) or longer
+    return f"; did you mean --{near[0]}?" if len(near) == 1 else ""
 
 
 class HelpFormatter(argparse.HelpFormatter):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from pyimgano_dask.settings.resolve import resolve
 from pyimgano_dask.version import __version__
 
 
-def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentParser:
+def build_parser(prog: str, config_flags: Sequence[str]) -> Parser:
     """The parser; `config_flags` are the spellings of the flag that names a config file."""
     parser = Parser(
         prog=prog,

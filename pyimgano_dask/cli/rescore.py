@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from pyimgano_dask.cli.flags import Parser, add_knobs, attach_negative_values, explicit_values
 from pyimgano_dask.cli.shell import EXIT_CODES, config_of, guarded, inspected, print_warnings
-from pyimgano_dask.settings.commands import RESCORE
+from pyimgano_dask.settings.commands import INFER, RESCORE
 from pyimgano_dask.settings.rescoring import resolve_rescoring
 from pyimgano_dask.version import __version__
 
 
-def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentParser:
+def build_parser(prog: str, config_flags: Sequence[str]) -> Parser:
     """The parser; `config_flags` are the spellings of the flag that names a config file."""
     parser = Parser(
         prog=prog,
@@ -25,6 +24,7 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
         description="Extract the defects of stored anomaly maps: new thresholds and controls without inference. "
         "With nothing changed, the same defects and masks as the run that stored the maps.",
         epilog=EXIT_CODES,
+        foreign=_of_infer,
     )
     parser.add_argument(
         *config_flags,
@@ -37,6 +37,14 @@ def build_parser(prog: str, config_flags: Sequence[str]) -> argparse.ArgumentPar
     parser.add_argument("--version", action="version", version=f"pyimgano-dask {__version__}")
     add_knobs(parser, RESCORE)
     return parser
+
+
+def _of_infer() -> dict[str, str]:
+    """What to say of the flags of `pyimgano-infer` that this command does not have."""
+    from pyimgano_dask.cli import infer
+
+    flags = infer.build_parser(INFER.name, ("--infer-config",)).flags
+    return dict.fromkeys(flags, f": it is one of {INFER.name}, and stored maps cannot be changed by it")
 
 
 def main(

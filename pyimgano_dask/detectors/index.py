@@ -33,7 +33,7 @@ WHAT_THEY_DO = """## What each does
 
 WHAT_THEY_NEED = """## What each needs
 
-- **extra**: what to install beside the package: `pip install 'pyimgano-dask[EXTRA]'`.
+- **extra**: what to install beside the package: `pip install '.[EXTRA]'` in the checkout.
 - **training images**: normal images (`--train-dir`). *Required*, unless a saved state of the detector is given; *for
   thresholds*: it runs without them, with thresholds that are given.
 - **weights file**: weights of its backbone (`weights_path` in `--model-kwargs`). *Optional*; without them, and without

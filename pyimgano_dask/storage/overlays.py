@@ -113,8 +113,9 @@ def render_overlay(
     from transparent (low) to an opacity of 0.65 (from half-way up), over the image dimmed to 0.8. A flat map without
     a scale is transparent everywhere. NaN and -inf count as low, +inf as high.
 
-    `mask` is uint8 0/255 of any size: resized to the nearest pixel, filled with a quarter of red, its outline (3x3
-    morphological gradient: the pixels on both sides of its edge) drawn in white.
+    `mask` is uint8 0/255 of any size: resized to the nearest pixel, filled with a quarter of red, and outlined in white
+    by the pixels around it: those outside the mask that touch it, by a side or a corner. What is in the mask keeps its
+    heat and fill, however thin it is.
 
     `boxes_xyxy` is int64 (N, 4), the inclusive boxes of the regions in pixels of the image: each is drawn in magenta
     just outside the region, at the edge of the image where there is no outside. `scores` is float64 (N,).
@@ -136,7 +137,8 @@ def render_overlay(
         if mask.shape != (height, width):
             mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)  # type: ignore[assignment]
         paint |= mask & _FILLED
-        cv2.bitwise_or(paint, cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, _OUTLINE_KERNEL), dst=paint)
+        outline = cv2.bitwise_xor(cv2.dilate(mask, _OUTLINE_KERNEL), mask)
+        cv2.bitwise_or(paint, outline, dst=paint)
     canvas = _painted(image_rgb, paint, *(_WITHOUT_MAP if anomaly_map is None else _WITH_MAP))
     if dropped_boxes_xyxy is not None and len(dropped_boxes_xyxy):
         _draw_dashed_boxes(canvas, dropped_boxes_xyxy)

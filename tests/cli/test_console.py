@@ -69,7 +69,12 @@ def waterfall(scale: int = 1) -> Waterfall:
 
 def printed(steps: Waterfall = (), width: int = 80, command: Command = INFER, **given: Any) -> str:
     settings = resolve(given_by_keyword({**EVERY_CONTROL, **given}, command)).settings
-    summary = RunSummary(settings, "a_detector", "sync", Thresholds(pixel=1.0), Tally(waterfall=steps))
+    return printed_summary(
+        RunSummary(settings, "a_detector", "sync", Thresholds(pixel=1.0), Tally(waterfall=steps)), width
+    )
+
+
+def printed_summary(summary: RunSummary, width: int = 80) -> str:
     text = io.StringIO()
     print_summary(summary, Console(file=text, width=width), "pyimgano-infer")
     return text.getvalue()
@@ -114,6 +119,29 @@ def test_no_number_is_cut(width: int, scale: int, roi: tuple[float, ...]) -> Non
         assert words.count(f"{step.pixels_left:,}") == 1
     if width == 80:
         assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [54, 80, 1000])
+@pytest.mark.parametrize("steps", [waterfall(), (Step("thresholded", 0, 0, 0, 0, 0), Step("reported", 0, 0, 0, 0, 0))])
+def test_the_caption_is_one_line_however_narrow_the_table(steps: Waterfall, width: int) -> None:
+    lines = printed(steps, width).splitlines()
+    assert lines.count("from thresholded pixels to regions (dropped, and left)") == 1
+
+
+@pytest.mark.parametrize(
+    ("n_resumed", "said"),
+    [
+        (0, "2.00 s, 150.0 ms an image after 0.50 s of setup"),
+        (7, "2.00 s, 500.0 ms an image after 0.50 s of setup"),
+        (10, "2.00 s, no image worked on"),
+    ],
+)
+def test_the_time_of_an_image_is_told_where_one_was_worked_on(n_resumed: int, said: str) -> None:
+    settings = resolve(given_by_keyword({})).settings
+    tally = Tally(n_inputs=10)
+    summary = RunSummary(settings, "a_detector", tally=tally, n_resumed=n_resumed, seconds=2.0, training_seconds=0.5)
+    assert said in " ".join(printed_summary(summary).split())
+    assert ("ms an image" in printed_summary(summary)) == (n_resumed < 10)
 
 
 def test_what_labels_need_is_told_where_there_is_no_score_threshold() -> None:

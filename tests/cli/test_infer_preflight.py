@@ -297,7 +297,17 @@ class TestDetector:
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("--pixel-treshold", "--pixel-threshold"), ("--defect-min-aera=3", "--defect-min-area"), ("--qqqqqq", None)],
+    [
+        ("--pixel-treshold", "--pixel-threshold"),
+        ("--defect-min-aera=3", "--defect-min-area"),
+        ("--no-defect", "--no-defects"),
+        ("--masks", "--save-masks"),
+        ("--config", "--infer-config"),
+        ("--qqqqqq", None),
+        ("--lr", None),
+        ("--output", None),
+        ("--dir", None),
+    ],
 )
 def test_an_unknown_flag_is_answered_in_one_line_with_the_one_that_may_be_meant(
     word: str, meant: str | None, tmp_path: Path

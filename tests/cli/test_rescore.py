@@ -106,17 +106,29 @@ class TestHelp:
 
     @pytest.mark.parametrize(
         "flag",
-        ["--model", "--train-dir", "--reference-dir", "--save-maps", "--include-maps", "--list-models", "--bogus"],
+        ["--model", "--train-dir", "--reference-dir", "--save-maps", "--clahe", "--no-clahe", "--amp", "--list-models"],
     )
-    def test_flags_of_detectors_and_unknown_ones_end_with_2(
-        self, flag: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        with pytest.raises(SystemExit) as caught:
-            main(["--from-run", "run", flag, "x"])
-        assert caught.value.code == 2
-        error = capsys.readouterr().err
-        assert "pyimgano-rescore: error: " in error
-        assert flag in error
+    def test_flags_of_infer_are_told_as_such(self, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert refusal(flag, capsys) == (
+            f"pyimgano-rescore: error: unknown flag {flag}: it is one of pyimgano-infer, "
+            "and stored maps cannot be changed by it (--help shows every flag)\n"
+        )
+
+    @pytest.mark.parametrize(
+        ("flag", "meant"),
+        [("--pixel-treshold", "--pixel-threshold"), ("--masks", "--save-masks"), ("--bogus", None), ("--quiet", None)],
+    )
+    def test_unknown_flags(self, flag: str, meant: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+        guess = "" if meant is None else f"; did you mean {meant}?"
+        said = f"pyimgano-rescore: error: unknown flag {flag}{guess} (--help shows every flag)\n"
+        assert refusal(flag, capsys) == said
+
+
+def refusal(flag: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(["--from-run", "run", flag, "x"])
+    assert caught.value.code == 2
+    return capsys.readouterr().err
 
 
 class TestAnswers:
