@@ -155,8 +155,8 @@ def tied_scores_warnings(scores: NDArray[np.float64], threshold: float) -> tuple
         return ()
     return (
         f"{n_highest} of {len(scores)} normal images share the highest score, {threshold:g}, which is the threshold: "
-        "they count as anomalous, and nothing tells them apart from what is worse. Scores that cannot exceed a value, "
-        "as those of models that normalise them, make no threshold; export the model without normalisation",
+        "they count as anomalous. Set the threshold in the infer config by hand, or take scores that tell images apart "
+        "(of an exported model those without normalisation)",
     )
 
 
