@@ -38,6 +38,13 @@ class TwoScales(torch.nn.Module):
         return {"fine": fine, "coarse": self.coarse(fine)}
 
 
+class Ramped(torch.nn.Module):
+    """An extractor without weights, which makes a tensor of its own for each batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(x, 4) * torch.arange(1, 4, device=x.device).view(1, 3, 1, 1)
+
+
 def net_of(seed: int, name: str = "resnet18", layers: tuple[str, ...] = ("layer1", "layer2", "layer3")) -> ResNet:
     net = ResNet(name, layers)
     initialise(net, seed)
@@ -240,6 +247,18 @@ class TestAnExtractorInAFile:
             detector = Padim.create(backbone=kind, weights_path="odd.pt")
             with pytest.raises(ConfigError, match=r"odd.pt'(: the extractor cannot be loaded as| is) .*torch"):
                 detector.opened(ModelFiles(str(path.parent), trusts_code=True))
+
+
+def test_a_program_exported_on_another_device_gives_its_features_here(tmp_path: Path) -> None:
+    program = torch.export.export(Ramped().eval(), (torch.zeros(1, 3, 32, 32, device="meta"),))
+    program.example_inputs = None  # those have no values on this device
+    torch.export.save(program, str(tmp_path / "ramped.pt2"))
+    detector = Padim.create(image_size=32, backbone="torch_export", weights_path="ramped.pt2", device="cpu")
+    opened = detector.opened(ModelFiles(str(tmp_path), trusts_code=True))
+    images = draw_images(1, "rgb", [(32, 32)])
+    (layers,) = opened.extractor.get().batches(images)
+    expected = Ramped()(opened.extractor.get().normalised(images))
+    np.testing.assert_allclose(layers[0].numpy(), expected.numpy(), rtol=1e-5)
 
 
 def test_a_checkpoint_needs_no_file_of_weights(tmp_path: Path) -> None:
