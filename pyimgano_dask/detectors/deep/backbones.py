@@ -20,6 +20,7 @@ from pyimgano_dask.detectors.deep.libraries import (
     library_shapes,
     named_as_wanted,
     pretrained_weights,
+    whole_and_used,
 )
 from pyimgano_dask.detectors.deep.resnet import ResNet, fused, initialise
 from pyimgano_dask.detectors.deep.squares import stack_squares
@@ -27,6 +28,7 @@ from pyimgano_dask.detectors.deep.weight_files import read_weights
 from pyimgano_dask.detectors.deep.weights import (
     Shapes,
     as_arrays,
+    check_parts,
     fitting_weights,
     load_arrays,
     shapes_of,
@@ -96,7 +98,11 @@ def read_backbone(arguments: BackboneArguments, layers: tuple[str, ...], files: 
         return as_arrays(net.state_dict())
     shapes = _shapes(name, layers)
     named = named_as_wanted(whole, shapes) if name.startswith("timm:") else whole
-    return fitting_weights(shapes, named, source, f"the backbone {arguments.backbone}")
+    fitting = fitting_weights(shapes, named, source, f"the backbone {arguments.backbone}")
+    if path is not None:
+        known, used = (shapes, shapes) if name in RESNETS else whole_and_used(name, shapes)
+        check_parts(known, used, whole, source, f"the backbone {arguments.backbone}")
+    return fitting
 
 
 def checked_weights(arguments: BackboneArguments, layers: tuple[str, ...], weights: State, source: str) -> State:
