@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.export.passes import move_to_device_pass
 from torch.jit._fuser import optimized_execution
 
 from pyimgano_dask.detectors.foreign_prints import own_prints_discarded
@@ -29,10 +30,18 @@ def call_torchscript(module: Any, images: torch.Tensor) -> Any:
         return module(images)
 
 
-def load_program(data: bytes) -> torch.export.ExportedProgram:
-    """The program in a torch.export file; raises what torch raises."""
+def load_program(data: bytes, device: torch.device) -> torch.export.ExportedProgram:
+    """The program in a torch.export file, on this device; raises what torch raises.
+
+    A program names the device that it was exported on wherever it makes a tensor, which `module().to(device)` leaves
+    as it is.
+    """
     with _silent("torch.export"):
-        return torch.export.load(io.BytesIO(data))
+        program = torch.export.load(io.BytesIO(data))
+    placeholders = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
+    if any(isinstance(value, torch.Tensor) and value.device != device for value in placeholders):
+        return move_to_device_pass(program, device)
+    return program
 
 
 @contextmanager

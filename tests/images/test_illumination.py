@@ -150,6 +150,22 @@ def test_contrast_stretch_maps_the_percentiles_to_black_and_white(image: Pixels,
     np.testing.assert_array_equal(contrast_stretch(image, *percentiles), stacked(expected, image))
 
 
+@pytest.mark.parametrize(
+    ("row", "percentiles"),
+    [
+        ([193, 56, 135, 22, 202], (73, 75)),
+        ([139, 218, 51, 111, 158], (15, 40)),
+        ([18, 12, 78, 201], (4, 44)),
+        ([35, 168, 183, 249, 61], (59, 76)),
+    ],
+)
+def test_percentiles_round_as_numpy_s_where_a_level_hangs_on_it(row: list[int], percentiles: tuple[int, int]) -> None:
+    """Here levels are whole numbers but for the last bit of a percentile."""
+    image = np.array([row], np.uint8)
+    low, high = np.percentile(image, percentiles)
+    np.testing.assert_array_equal(contrast_stretch(image, *percentiles), cut((image - low) * 255.0 / (high - low)))
+
+
 @given(image=hnp.arrays(np.uint8, SIZES), clip_limit=st.floats(0.01, 300), grid=st.tuples(*[st.integers(1, 12)] * 2))
 def test_clahe_of_a_grey_image_is_that_of_opencv(image: Pixels, clip_limit: float, grid: tuple[int, int]) -> None:
     expected = cv2.createCLAHE(clip_limit, grid).apply(image)

@@ -20,6 +20,7 @@ from pyimgano_dask.detectors.deep.libraries import (
     library_shapes,
     named_as_wanted,
     pretrained_weights,
+    whole_and_used,
 )
 from pyimgano_dask.detectors.deep.resnet import ResNet, fused, initialise
 from pyimgano_dask.detectors.deep.squares import stack_squares
@@ -27,6 +28,7 @@ from pyimgano_dask.detectors.deep.weight_files import read_weights
 from pyimgano_dask.detectors.deep.weights import (
     Shapes,
     as_arrays,
+    check_parts,
     fitting_weights,
     load_arrays,
     shapes_of,
@@ -96,7 +98,11 @@ def read_backbone(arguments: BackboneArguments, layers: tuple[str, ...], files: 
         return as_arrays(net.state_dict())
     shapes = _shapes(name, layers)
     named = named_as_wanted(whole, shapes) if name.startswith("timm:") else whole
-    return fitting_weights(shapes, named, source, f"the backbone {arguments.backbone}")
+    fitting = fitting_weights(shapes, named, source, f"the backbone {arguments.backbone}")
+    if path is not None:
+        known, used = (shapes, shapes) if name in RESNETS else whole_and_used(name, shapes)
+        check_parts(known, used, whole, source, f"the backbone {arguments.backbone}")
+    return fitting
 
 
 def checked_weights(arguments: BackboneArguments, layers: tuple[str, ...], weights: State, source: str) -> State:
@@ -127,7 +133,7 @@ class FeatureExtractor:
         self._layers = layers
         self._names = _output_names(arguments.architecture, layers)
         self._size = arguments.image_size
-        self.net = _network(arguments.architecture, layers, weights).to(self.device)
+        self.net = _network(arguments.architecture, layers, weights, self.device)
         self._mean = 255 * torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1)
         self._std = 255 * torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
 
@@ -224,9 +230,9 @@ def _unusable(message: str) -> InputError:
     return InputError("infer", "BackboneError", message)
 
 
-def _network(name: str, layers: tuple[str, ...], weights: State) -> torch.nn.Module:
+def _network(name: str, layers: tuple[str, ...], weights: State, device: torch.device) -> torch.nn.Module:
     if name in FILES:
-        return _load_file(name, weights[CODE].tobytes())
+        return _load_file(name, weights[CODE].tobytes(), device)
     if name in RESNETS:
         own = without_weights(lambda: ResNet(name, layers))
         load_arrays(own, weights)
@@ -235,7 +241,7 @@ def _network(name: str, layers: tuple[str, ...], weights: State) -> torch.nn.Mod
         net = library_network(name, layers, weights)
     net.requires_grad_(False)
     # torch's annotations know of no call with memory_format alone.
-    return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return net.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 @cache
@@ -243,12 +249,17 @@ def _shapes(name: str, layers: tuple[str, ...]) -> Shapes:
     return shapes_of(lambda: ResNet(name, layers)) if name in RESNETS else library_shapes(name, layers)
 
 
-def _load_file(kind: str, data: bytes) -> torch.nn.Module:
-    """The module in a trusted file; TorchScript runs as it is written, because its optimiser rewrites it as it goes."""
+def _load_file(kind: str, data: bytes, device: torch.device) -> torch.nn.Module:
+    """The module in a trusted file, loaded onto its device, because moving it later would leave its constants behind.
+
+    TorchScript runs as it is written, because its optimiser rewrites it as it goes.
+    """
     try:
         if kind == "torchscript":
-            return Unoptimised(load_torchscript(data, torch.device("cpu")))
-        return load_program(data).module()
+            return Unoptimised(load_torchscript(data, device))
+        return load_program(data, device).module()
+    except torch.OutOfMemoryError:  # the device's fault, and not the file's
+        raise
     except Exception as error:  # damaged files make torch raise anything
         raise ConfigError(f"the extractor cannot be loaded as {FILES[kind]}: {in_words(error)}") from error
 

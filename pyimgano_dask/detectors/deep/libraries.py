@@ -16,11 +16,14 @@ import torch
 
 from pyimgano_dask.detectors.base import State
 from pyimgano_dask.detectors.deep.arguments import LIBRARIES
-from pyimgano_dask.detectors.deep.weights import Shapes, learned_shapes, load_arrays
+from pyimgano_dask.detectors.deep.weights import Shapes, learned_shapes, load_arrays, modules_around
 from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.errors import ConfigError
 
 _MODULES = {"timm": "timm", "torchvision": "torchvision.models"}
+
+# Networks of torchvision can have hundreds of nodes.
+_MOST_NAMED = 12
 
 
 def library_shapes(name: str, layers: tuple[str, ...]) -> Shapes:
@@ -83,13 +86,30 @@ def named_as_wanted(found: Mapping[str, Any], wanted: Collection[str]) -> Mappin
     timm's extractors put `model.` or `body.` before the whole name, or write its first dot as `_`. Arrays that have
     a wanted name already keep it.
     """
-    renamed = {
-        form: value
-        for key, value in found.items()
-        for form in (f"model.{key}", f"body.{key}", key.replace(".", "_", 1))
-        if form in wanted
-    }
+    renamed = {form: value for key, value in found.items() for form in _renamed(key) if form in wanted}
     return {**renamed, **found}
+
+
+def _renamed(key: str) -> tuple[str, ...]:
+    """The names that extractors of timm may have for an array of the whole network."""
+    return f"model.{key}", f"body.{key}", key.replace(".", "_", 1)
+
+
+def whole_and_used(name: str, wanted: Collection[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of what the whole network of a library has learned, and those of what its extractor has of it.
+
+    `wanted` are the names that the extractor has, which are among both.
+    """
+    library, _, model = name.partition(":")
+    whole = learned_shapes(_whole(library, model)).keys()
+    used = (key for key in whole if any(form in wanted for form in _renamed(key)))
+    return frozenset((*whole, *wanted)), frozenset((*used, *wanted))
+
+
+def _whole(library: str, model: str) -> Any:
+    """A whole network as its library makes it, its weights yet to be set."""
+    module = _library(library)
+    return module.create_model(model, pretrained=False) if library == "timm" else module.get_model(model, weights=None)
 
 
 def _extractor(name: str, layers: tuple[str, ...]) -> torch.nn.Module:
@@ -99,7 +119,40 @@ def _extractor(name: str, layers: tuple[str, ...]) -> torch.nn.Module:
     try:
         return _of_timm(module, model, layers) if library == "timm" else _of_torchvision(module, model, layers)
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
-        raise ConfigError(f"backbone {name!r} with layers {list(layers)}: {in_words(error)}") from None
+        said = _wrong_layers(library, model, layers) or in_words(error)
+        raise ConfigError(f"backbone {name!r} with layers {list(layers)}: {said}") from None
+
+
+def _wrong_layers(library: str, model: str, layers: tuple[str, ...]) -> str | None:
+    """Which of the layers a network has not, and which there are; none where that is not the fault, or not known."""
+    try:
+        net = _whole(library, model)
+        names = [str(number) for number in range(len(net.feature_info))] if library == "timm" else _nodes(net)
+    except Exception:  # noqa: BLE001 - the fault that made the extractor fail is told instead
+        return None
+    wrong = [layer for layer in layers if layer not in names]
+    if not wrong:
+        return None
+    there = names if library == "timm" else _beside(wrong[0], names)
+    if len(there) > _MOST_NAMED:
+        there = [*there[: _MOST_NAMED - 2], "…", there[-1]]
+    return f"it has no {', '.join(wrong)}; there are {', '.join(there)}"
+
+
+def _nodes(net: Any) -> list[str]:
+    """The names of the nodes of a network of torchvision and of the modules around them, each once, in their order.
+
+    The first node is the input, which is left out.
+    """
+    extraction = importlib.import_module("torchvision.models.feature_extraction")
+    _, (_, *nodes) = extraction.get_graph_node_names(net)
+    return list(dict.fromkeys(name for node in nodes for name in (*modules_around(node), node)))
+
+
+def _beside(layer: str, names: Collection[str]) -> list[str]:
+    """Those of the names that lie in the innermost module that there is around the layer."""
+    around = next((part for part in reversed(modules_around(layer)) if part in names), "")
+    return [name for name in names if name.rpartition(".")[0] == around]
 
 
 def _of_timm(timm: Any, model: str, layers: tuple[str, ...]) -> torch.nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,6 +60,49 @@ def fitting_weights(shapes: Shapes, found: Mapping[str, Any], source: str, netwo
     weights = {key: _as_float32(found[key]) for key in shapes}
     _check_finite(weights, source)
     return weights
+
+
+def check_parts(
+    known: Collection[str], used: Collection[str], found: Mapping[str, torch.Tensor], source: str, network: str
+) -> None:
+    """Raise ConfigError naming `source` where a part of the network that is used has more in `found` than its own.
+
+    Such weights fit and yet are of another network, as the further blocks of ResNet-34 are beside those of ResNet-18.
+    `known` are the names of the network, `used` those of what is used of it. Parts that are not used, and those that
+    the network has not, such as other heads, may have anything; counters and other whole numbers are harmless.
+    """
+    parts, used_parts = _parts(known), _parts(used)
+    strange = [
+        key
+        for key, value in found.items()
+        if _is_learned(key, value) and key not in known and _part_of(key, parts) in used_parts
+    ]
+    if strange:
+        raise ConfigError(
+            f"{source} is of another network than {network}, which has no place for {', '.join(strange[:3])}"
+            f"{' …' if len(strange) > 3 else ''}; name the network that the file is of with backbone in --model-kwargs "
+            "(timm:NAME and torchvision:NAME have more of them), or give a file of this one"
+        )
+
+
+def _is_learned(key: str, value: torch.Tensor) -> bool:
+    """Whether it is no counter or table; some tools make fractions of the counters of batch normalisations."""
+    return value.is_floating_point() and not key.endswith("num_batches_tracked")
+
+
+def _parts(names: Collection[str]) -> frozenset[str]:
+    """The modules that arrays of these names lie in, by name; not the network itself."""
+    return frozenset(part for name in names for part in modules_around(name))
+
+
+def _part_of(name: str, parts: Collection[str]) -> str | None:
+    """The innermost of these modules that an array of this name lies in."""
+    return next((part for part in reversed(modules_around(name)) if part in parts), None)
+
+
+def modules_around(name: str) -> list[str]:
+    """The modules that an array lies in, the outermost first: a, a.b of a.b.weight."""
+    return [name[:at] for at, letter in enumerate(name) if letter == "."]
 
 
 def _as_float32(values: torch.Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float32]:

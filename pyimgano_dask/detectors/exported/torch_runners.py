@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.export.graph_signature import InputKind
-from torch.export.passes import move_to_device_pass
 
 from pyimgano_dask.detectors.exported.inputs import ModelInput
 from pyimgano_dask.detectors.exported.outputs import Output
@@ -54,7 +53,7 @@ class TorchExportRunner(Runner):
 
     def __init__(self, data: bytes, device: str) -> None:
         self._device = _device(device)
-        program = load_program(data)
+        program = load_program(data, self._device)
         user_inputs = [item.arg for item in program.graph_signature.input_specs if item.kind is InputKind.USER_INPUT]
         values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
         tensors = [value for item in user_inputs if isinstance(value := values.get(item.name), torch.Tensor)]
@@ -68,8 +67,6 @@ class TorchExportRunner(Runner):
             tuple(size if isinstance(size, int) else None for size in images.shape),
             str(images.dtype).removeprefix("torch."),
         )
-        if images.device != self._device:
-            program = move_to_device_pass(program, self._device)
         self._module = program.module()
 
     @property

@@ -73,6 +73,24 @@ def test_the_score_does_not_depend_on_the_size_that_the_map_is_brought_to() -> N
     assert scores[0] == scores[1]
 
 
+def test_weight_decay_pulls_weights_towards_zero() -> None:
+    """Adam's first step is of one length for all weights, and a decay far above the gradient gives its direction."""
+
+    def trained(lr: float, decay: float) -> Any:
+        arguments = {**SMALL, "epochs": 1, "lr": lr, "weight_decay": decay, "batch_size": len(SIZES_HW)}
+        return Autoencoder.create(**arguments).fit(draw_images(1, "rgb", SIZES_HW)).state()["encoder.2.weight"]
+
+    first = trained(1e-30, 0.0)  # no weight changes by a step of this length
+    large = np.abs(first) > 0.1
+
+    def share_pulled(decay: float) -> float:
+        return float((np.sign(trained(1e-3, decay) - first) == -np.sign(first))[large].mean())
+
+    assert large.sum() > 100
+    assert share_pulled(1.0) == 1
+    assert share_pulled(0.0) < 0.9
+
+
 @pytest.mark.parametrize(("channels", "size", "latent_dim"), [(1, 64, 3), (3, 128, 100), (3, 80, 7)])
 def test_images_go_through_few_numbers_and_come_back_at_their_size(channels: int, size: int, latent_dim: int) -> None:
     net = ConvolutionalAutoencoder(channels, size, 8, latent_dim)

@@ -17,6 +17,7 @@ from pyimgano_dask.detectors.deep.backbones import FeatureExtractor  # noqa: E40
 from pyimgano_dask.detectors.deep.padim import Padim  # noqa: E402
 from pyimgano_dask.detectors.deep.resnet import ResNet, initialise  # noqa: E402
 from pyimgano_dask.detectors.deep.squares import resize_square  # noqa: E402
+from pyimgano_dask.detectors.deep.stfpm import Stfpm  # noqa: E402
 from pyimgano_dask.detectors.model_files import ModelFiles  # noqa: E402
 from pyimgano_dask.errors import ConfigError, InputError  # noqa: E402
 from tests.detectors.images import draw_images  # noqa: E402
@@ -38,10 +39,28 @@ class TwoScales(torch.nn.Module):
         return {"fine": fine, "coarse": self.coarse(fine)}
 
 
+class Ramped(torch.nn.Module):
+    """An extractor without weights, which makes a tensor of its own for each batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(x, 4) * torch.arange(1, 4, device=x.device).view(1, 3, 1, 1)
+
+
 def net_of(seed: int, name: str = "resnet18", layers: tuple[str, ...] = ("layer1", "layer2", "layer3")) -> ResNet:
     net = ResNet(name, layers)
     initialise(net, seed)
     return net.eval()
+
+
+def deeper(net: ResNet, depths: tuple[int, ...]) -> dict[str, Any]:
+    """The state dict of a network with so many blocks a stage: those of `net`, and copies of the second of a stage."""
+    state = {**net.state_dict(), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    for stage, depth in enumerate(depths, start=1):
+        second = {key: value for key, value in state.items() if key.startswith(f"layer{stage}.1.")}
+        for block in range(depth):
+            for key, value in second.items():
+                state.setdefault(key.replace(".1.", f".{block}.", 1), value)
+    return state
 
 
 def saved(path: Path, content: Any) -> Path:
@@ -97,6 +116,49 @@ def test_weights_of_another_network_are_told_by_name_and_shape(tmp_path: Path) -
     assert "layer1.0.conv1.weight is (64, 64, 1, 1), expected (64, 64, 3, 3)" in message
     shallow = saved(tmp_path / "shallow.pth", net_of(1, layers=("layer1",)).state_dict())
     assert "it lacks layer2.0.conv1.weight" in refusal(shallow)
+
+
+EVERY_STAGE = ("layer1", "layer2", "layer3", "layer4")
+RESNET34, RESNET101 = (3, 4, 6, 3), (3, 4, 23, 3)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "depths", "layers", "first"),
+    [
+        ("resnet18", RESNET34, ("layer1",), "layer1.2.conv1.weight, layer1.2.bn1.weight, layer1.2.bn1.bias …"),
+        ("resnet18", (2, 2, 6, 2), ("layer3", "layer1"), "layer3.2.conv1.weight"),
+        ("resnet50", RESNET101, ("layer3",), "layer3.6.conv1.weight"),
+    ],
+    ids=["resnet34", "later stage", "resnet101"],
+)
+def test_weights_of_a_deeper_network_are_refused_though_they_fit(
+    tmp_path: Path, backbone: str, depths: tuple[int, ...], layers: tuple[str, ...], first: str
+) -> None:
+    state = deeper(net_of(1, backbone, EVERY_STAGE), depths)
+    path = saved(tmp_path / "deep.pth", {f"module.{key}": value.half() for key, value in state.items()})
+    for detector_type in (Padim, Stfpm):
+        detector = detector_type.create(image_size=64, backbone=backbone, layers=layers, weights_path=path.name)
+        with pytest.raises(ConfigError) as caught:
+            detector.opened(ModelFiles(str(tmp_path)))
+        assert f"'deep.pth' is of another network than the backbone {backbone}," in str(caught.value)
+        assert f"no place for {first}" in str(caught.value)
+        assert "name the network that the file is of with backbone" in str(caught.value)
+
+
+def test_what_lies_beyond_the_stages_that_are_used_is_passed_over(tmp_path: Path) -> None:
+    net = net_of(7)
+    state = deeper(net_of(7), (2, 2, 6, 3))
+    state |= {
+        "projection.0.weight": torch.zeros(3),
+        "classifier.weight": torch.zeros(3),
+        "logit_scale": torch.zeros(()),
+    }
+    state |= {"layer1.5.bn1.num_batches_tracked": torch.tensor(3), "bn1.counted": torch.tensor(3)}
+    assert "layer3.5.conv1.weight" in state
+    found = features_of(opened(saved(tmp_path / "w.pth", state)))
+    expected = features_of(opened(saved(tmp_path / "own.pth", net.state_dict())))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
@@ -240,6 +302,18 @@ class TestAnExtractorInAFile:
             detector = Padim.create(backbone=kind, weights_path="odd.pt")
             with pytest.raises(ConfigError, match=r"odd.pt'(: the extractor cannot be loaded as| is) .*torch"):
                 detector.opened(ModelFiles(str(path.parent), trusts_code=True))
+
+
+def test_a_program_exported_on_another_device_gives_its_features_here(tmp_path: Path) -> None:
+    program = torch.export.export(Ramped().eval(), (torch.zeros(1, 3, 32, 32, device="meta"),))
+    program.example_inputs = None  # those have no values on this device
+    torch.export.save(program, str(tmp_path / "ramped.pt2"))
+    detector = Padim.create(image_size=32, backbone="torch_export", weights_path="ramped.pt2", device="cpu")
+    opened = detector.opened(ModelFiles(str(tmp_path), trusts_code=True))
+    images = draw_images(1, "rgb", [(32, 32)])
+    (layers,) = opened.extractor.get().batches(images)
+    expected = Ramped()(opened.extractor.get().normalised(images))
+    np.testing.assert_allclose(layers[0].numpy(), expected.numpy(), rtol=1e-5)
 
 
 def test_a_checkpoint_needs_no_file_of_weights(tmp_path: Path) -> None:

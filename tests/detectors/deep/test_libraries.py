@@ -70,6 +70,13 @@ def opened(tmp_path: Path, whole: Any, backbone: str, layers: tuple[str, ...], s
     return detector.opened(ModelFiles(str(tmp_path)))
 
 
+def whole_network(name: str) -> Any:
+    where, _, model = name.partition(":")
+    if where == "timm":
+        return library("timm").create_model(model, pretrained=False)
+    return library("torchvision").models.get_model(model, weights=None)
+
+
 def features_of(detector: Padim) -> list[Any]:
     (layers,) = detector.extractor.get().batches(draw_images(1, "rgb", [(50, 40)]))
     return layers
@@ -180,17 +187,63 @@ def test_a_network_of_torchvision_gives_torchvision_s_own_features(
     ("backbone", "layers", "said"),
     [
         ("torchvision:fcos_resnet50_fpn", ("backbone",), "no classification network"),
-        ("torchvision:resnet18", ("nowhere",), "layers"),
-        ("timm:resnet18", ("9",), "layers"),
-        ("timm:no_such_net", ("1",), "layers"),
+        ("torchvision:resnet18", ("nowhere", "layer1"), r"it has no nowhere; there are conv1, bn1, .*, layer4, .* fc$"),
+        ("torchvision:resnet18", ("layer1.7.relu",), r"it has no layer1\.7\.relu; there are layer1\.0, layer1\.1$"),
+        (
+            "torchvision:mobilenet_v2",
+            ("features.99",),
+            r"it has no features\.99; there are features\.0, .*features\.18$",
+        ),
+        ("timm:resnet18", ("9", "1"), "it has no 9; there are 0, 1, 2, 3, 4$"),
+        ("timm:convnext_atto", ("1", "7"), "it has no 7; there are 0, 1, 2, 3$"),
+        ("timm:vit_tiny_patch16_224", ("12",), "it has no 12; there are 0, 1, 2, .*, 11$"),
+        ("timm:vit_small_patch16_36x1_224", ("36",), "it has no 36; there are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …, 35$"),
+        ("timm:no_such_net", ("1",), "layers .*: Unknown model"),
     ],
 )
 def test_what_a_library_has_not_is_told_before_anything_is_fetched(
     backbone: str, layers: tuple[str, ...], said: str
 ) -> None:
     library(backbone.partition(":")[0])
-    with pytest.raises(ConfigError, match=rf"backbone '{backbone}' .*{said}"):
+    with pytest.raises(ConfigError, match=rf"backbone '{backbone}' .*{said}") as caught:
         Padim.create(backbone=backbone, layers=layers, pretrained=True).opened(ModelFiles())
+    assert len(str(caught.value).partition("there are ")[2].split(", ")) <= 12
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers", "other", "first"),
+    [
+        ("resnet18", ("layer1",), "torchvision:resnet34", r"layer1\.2\.conv1\.weight"),
+        ("resnet50", ("layer3",), "torchvision:resnet101", r"layer3\.6\.conv1\.weight"),
+        ("resnet18", ("layer1",), "timm:seresnet18", r"layer1\.0\.se\.fc1\.weight"),
+        ("torchvision:resnet18", ("layer1",), "torchvision:resnet34", r"layer1\.2\.conv1\.weight"),
+        ("torchvision:resnet18", ("layer1.0.relu",), "torchvision:resnet34", r"layer1\.2\.conv1\.weight"),
+        ("timm:resnet18", ("1",), "torchvision:resnet34", r"layer1\.2\.conv1\.weight"),
+        ("timm:efficientnet_b0", ("1",), "timm:efficientnet_b1", r"blocks\.0\.1\.conv_dw\.weight"),
+        ("timm:convnext_tiny", ("2",), "timm:convnext_small", r"stages\.2\.blocks\.9\.gamma"),
+    ],
+)
+def test_weights_of_a_larger_network_are_refused_though_they_fit(
+    tmp_path: Path, backbone: str, layers: tuple[str, ...], other: str, first: str
+) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"is of another network than the backbone {backbone}, .* no place for {first}"
+    ):
+        opened(tmp_path, whole_network(other), backbone, layers, 64)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers", "other"),
+    [
+        ("torchvision:convnext_tiny", ("features.3",), "torchvision:convnext_small"),
+        ("timm:convnext_tiny", ("1",), "timm:convnext_small"),
+        ("torchvision:googlenet", ("inception3a",), "torchvision:googlenet"),
+    ],
+)
+def test_networks_that_differ_only_in_what_is_not_used_fit(
+    tmp_path: Path, backbone: str, layers: tuple[str, ...], other: str
+) -> None:
+    assert len(features_of(opened(tmp_path, whole_network(other), backbone, layers, 64))) == 1
 
 
 def test_tokens_and_wrong_sizes_are_refused_before_the_run(tmp_path: Path) -> None:

@@ -76,6 +76,46 @@ def test_the_teacher_may_come_from_a_file_and_is_not_trained(detector: Stfpm, tm
         np.testing.assert_array_equal(state[f"backbone/{key}"], value.numpy())
 
 
+def student(**arguments: Any) -> dict[str, Any]:
+    """float64 arrays of a student that saw all images in each step."""
+    made = Stfpm.create(image_size=SIDE, layers=("layer1",), batch_size=len(SIZES_HW), **arguments)
+    state = made.fit(draw_images(1, "rgb", SIZES_HW)).state()
+    return {key.removeprefix("student/"): np.float64(value) for key, value in state.items() if "student/" in key}
+
+
+STANDING = {"epochs": 1, "lr": 1e-30}  # no weight changes by a step of this length
+
+
+def test_weight_decay_shortens_each_step_by_a_share_of_the_weights() -> None:
+    first = student(**STANDING)
+    without, with_decay = (student(epochs=1, lr=0.1, weight_decay=decay) for decay in (0.0, 0.5))
+    for key in ("conv1.weight", "layer1.1.conv2.weight", "bn1.weight"):
+        np.testing.assert_allclose(without[key] - with_decay[key], 0.1 * 0.5 * first[key], rtol=1e-3, atol=1e-6)
+
+
+def test_the_second_step_keeps_nine_tenths_of_the_first() -> None:
+    """Along the same gradient that is 1 + (1 + 0.9) steps; a small rate leaves the gradient as it was."""
+    first = student(**STANDING)
+    one, two = (student(epochs=epochs, lr=1e-4, weight_decay=0.0) for epochs in (1, 2))
+    for key in ("bn1.bias", "layer1.0.bn1.bias"):
+        steps = (one[key] - first[key]), (two[key] - first[key])
+        assert np.abs(steps[0]).max() > 0
+        assert (steps[0] @ steps[1]) / (steps[0] @ steps[0]) == pytest.approx(2.9, rel=0.005)
+
+
+def test_the_statistics_of_the_student_are_those_of_all_images_under_its_last_weights() -> None:
+    made = Stfpm.create(image_size=SIDE, layers=("layer1",), batch_size=2, epochs=2, lr=0.4)
+    images = draw_images(1, "rgb", [(SIDE, SIDE)] * 4)
+    fitted = made.fit(images)
+    state = fitted.state()
+    seen = torch.nn.functional.conv2d(
+        fitted.extractor.get().normalised(images), torch.from_numpy(state["student/conv1.weight"]), stride=2, padding=3
+    )
+    mean, variance = seen.mean(dim=(0, 2, 3)).numpy(), seen.var(dim=(0, 2, 3)).numpy()
+    np.testing.assert_allclose(state["student/bn1.running_mean"], mean, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(state["student/bn1.running_var"], variance, rtol=0.05)
+
+
 @pytest.mark.parametrize("other", [{"backbone": "resnet50"}, {"layers": ("layer1", "layer4")}])
 def test_a_checkpoint_of_other_arguments_is_refused(detector: Stfpm, other: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="vision_stfpm: the backbone in the state does not fit"):
