@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pyimgano_dask.detectors.exported.formats import DAMAGED_ZIP, format_of
+from pyimgano_dask.detectors.exported.formats import DAMAGED_ZIP, STATE_DICT, format_of
 from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.errors import ConfigError
 
@@ -49,8 +49,10 @@ def _read_torch(data: bytes, path: str) -> Mapping[str, torch.Tensor]:
             warnings.simplefilter("ignore")
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make torch raise anything
+        found = format_of(data)
+        kind = "a state dict of torch that is cut short or damaged" if found == STATE_DICT else found
         raise ConfigError(
-            f"weights_path: {path!r} is not a file of weights that can be read safely: it is {format_of(data)}. It "
+            f"weights_path: {path!r} is not a file of weights that can be read safely: it is {kind}. It "
             "must hold a state dict of tensors only, as torch.save(model.state_dict(), FILE) writes it, or be a "
             "safetensors file; pickled modules are never loaded"
         ) from error

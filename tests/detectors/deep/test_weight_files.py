@@ -126,6 +126,13 @@ def test_files_of_torch_that_are_cut_short_or_damaged_end_in_words(is_zip: bool,
         read_weights(data[:place] + bytes([byte]) + data[place + 1 :], "w.pth")
 
 
+def test_a_file_of_an_old_torch_that_is_cut_short_is_told_so() -> None:
+    file = io.BytesIO()
+    torch.save({"weight": torch.full((64,), 2.5)}, file, _use_new_zipfile_serialization=False)
+    with pytest.raises(ConfigError, match="a state dict of torch that is cut short or damaged"):
+        read_weights(file.getvalue()[:-100], "w.pth")
+
+
 def test_a_flipped_bit_in_the_numbers_of_a_file_of_torch_is_noticed() -> None:
     file = io.BytesIO()
     torch.save({"weight": torch.full((64,), 2.5)}, file)
