@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -9,9 +10,9 @@ import random
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import cloudpickle
 import cv2
@@ -21,9 +22,16 @@ from threadpoolctl import threadpool_limits
 
 from pyimgano_dask.detectors.base import Image
 from pyimgano_dask.detectors.foreign_prints import prints_discarded
+from pyimgano_dask.errors import RunError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FAST_COMPRESSION = 1
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What torch (on the CPU, and on a GPU) and OpenCV say, which have no type of Python's for it.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
+
+Result = TypeVar("Result")
 
 # One call a process: such detectors may change themselves, and the random numbers are the process's own.
 _alone = threading.RLock()
@@ -40,13 +48,38 @@ def encode_png(image: Image) -> bytes:
 
 @contextmanager
 def image_files(encoded: Sequence[bytes]) -> Iterator[list[str]]:
-    """Paths of PNG files that hold these bytes, there until the block ends."""
-    with tempfile.TemporaryDirectory(prefix="pyimgano-dask-") as folder:
-        paths = [os.path.join(folder, f"{number:06d}.png") for number in range(len(encoded))]
-        for path, data in zip(paths, encoded, strict=True):
-            with open(path, "wb") as file:
-                file.write(data)
+    """Paths of PNG files with these bytes, there until the block ends; raises RunError where they cannot be written."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pyimgano-dask-"))
+            paths = [os.path.join(folder, f"{number:06d}.png") for number in range(len(encoded))]
+            for path, data in zip(paths, encoded, strict=True):
+                with open(path, "wb") as file:
+                    file.write(data)
+        except OSError as error:
+            raise RunError(
+                f"temporary files for pyimgano cannot be written: {error}; make room, or name a folder on another disk "
+                "in the environment variable TMPDIR, and run again"
+            ) from error
         yield paths
+
+
+@contextmanager
+def faults_of_the_machine(what: str) -> Iterator[None]:
+    """Tell faults of this machine apart from those of the foreign code in the block, which stay as they are.
+
+    Raises MemoryError where memory is short, RunError where a disk is full; `what` says what could not be done.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        is_short = isinstance(error, MemoryError) or number == errno.ENOMEM
+        if is_short or any(words in str(error) for words in OUT_OF_MEMORY):
+            raise MemoryError(f"{what}: {error}") from error
+        if number in DISK_FULL:
+            raise RunError(f"{what}: {error}; make room and run again") from error
+        raise
 
 
 def image_array(encoded: Sequence[bytes]) -> NDArray[np.uint8]:
@@ -62,7 +95,7 @@ class _StatePickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Writes what an object holds: torch itself writes where its arrays lie in memory, too."""
 
     def reducer_override(self, obj: Any) -> Any:
-        torch = _loaded_torch()
+        torch = loaded_torch()
         if torch is not None and isinstance(obj, torch.Tensor):
             values = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             return bytes, (values.tobytes(),)
@@ -88,11 +121,30 @@ def alone_and_repeatable(seed: int) -> Iterator[None]:
         yield
 
 
+def repeatable(seed: int, work: Callable[[], Result]) -> Result:
+    """What `work` gives in a block of `alone_and_repeatable`; where it loads torch, it is done again from the start.
+
+    Torch that is loaded on the way draws from numbers that nothing has settled, with as many threads as it likes.
+    """
+    had_torch = loaded_torch() is not None
+    try:
+        with alone_and_repeatable(seed):
+            result = work()
+    except Exception:
+        if had_torch or loaded_torch() is None:
+            raise
+    else:
+        if had_torch or loaded_torch() is None:
+            return result
+    with alone_and_repeatable(seed):
+        return work()
+
+
 @contextmanager
 def single_threaded() -> Iterator[None]:
     """Run the block with one native thread, so that its sums come out alike on any machine and in any process."""
     before_opencv = cv2.getNumThreads()
-    torch = _loaded_torch()
+    torch = loaded_torch()
     before_torch = None if torch is None else torch.get_num_threads()
     try:
         with threadpool_limits(1):
@@ -110,7 +162,7 @@ def single_threaded() -> Iterator[None]:
 def _seeded(seed: int) -> Iterator[None]:
     python_state = random.getstate()
     numpy_state = np.random.get_state()
-    torch = _loaded_torch()
+    torch = loaded_torch()
     torch_state: NDArray[np.uint8] | None = None if torch is None else torch.random.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -125,7 +177,7 @@ def _seeded(seed: int) -> Iterator[None]:
             torch.random.set_rng_state(torch_state)
 
 
-def _loaded_torch() -> Any:
+def loaded_torch() -> Any:
     """The module, None where nothing has loaded it, or a thread is about to."""
     torch = sys.modules.get("torch")
     return torch if hasattr(torch, "set_num_threads") else None

@@ -7,6 +7,7 @@ over as lossless PNG files that exist for the call; as arrays to those that cann
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,21 +24,35 @@ from pyimgano_dask.detectors.foreign_calls import (
     PNG_SIGNATURE,
     alone_and_repeatable,
     encode_png,
+    faults_of_the_machine,
     fingerprint,
     image_array,
     image_files,
+    loaded_torch,
+    repeatable,
     single_threaded,
 )
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.pyimgano_libraries import libraries_of
 from pyimgano_dask.detectors.pyimgano_registry import DEFAULTS, SEED_NAMES, PyimganoArguments, is_json, pyimgano_type
-from pyimgano_dask.errors import ConfigError, InputError
+from pyimgano_dask.errors import ConfigError, InputError, RunError
+from pyimgano_dask.urls import is_url
 
 # Parts of the names of arguments, at any depth, whose texts are files or repositories that may hold code.
 CODE_WORDS = ("checkpoint", "path", "repo", "url")
 
 # The same of arguments whose texts may be files or folders that pyimgano reads.
 FILE_WORDS = ("checkpoint", "file", "path", "repo")
+
+# How texts begin that name repositories of models, whatever the argument.
+REPOSITORIES = ("hf-hub:", "hf_hub:", "local-dir:")
+
+# Ends of the names of arguments by which detectors and feature extractors of pyimgano are named.
+PART_WORDS = ("name", "type", "extractor", "extractors", "detector", "detectors")
+
+# Detectors whose backbone is code of another repository, which torch.hub loads and runs.
+HUB_REPOSITORY = "facebookresearch/dinov2"
+HUB_DETECTORS = frozenset({"vision_anomalydino", "vision_softpatch", "vision_superad"})
 
 
 class PyimganoDetector(Detector[PyimganoArguments]):
@@ -59,8 +74,8 @@ class PyimganoDetector(Detector[PyimganoArguments]):
     parameter_names: ClassVar[frozenset[str]]
     words: ClassVar[frozenset[str]]
     """Its name and tags in pyimgano, which say what it computes with."""
-    words_of_extractors: ClassVar[Mapping[str, frozenset[str]]] = {}
-    """The tags of feature extractors that its arguments may name."""
+    words_of_parts: ClassVar[Mapping[str, frozenset[str]]] = {}
+    """The same of the feature extractors and detectors that its arguments may name."""
 
     def __init__(self, arguments: PyimganoArguments) -> None:
         super().__init__(arguments)
@@ -109,17 +124,21 @@ class PyimganoDetector(Detector[PyimganoArguments]):
 
     @property
     def runs_code(self) -> bool:
-        return any(_code_arguments(self.arguments.model_dump()))
+        return any(self._code_named())
 
     @property
     def libraries(self) -> frozenset[str]:
-        named = {text for _, text in _texts(dict(self.arguments))}
-        words = self.words.union(named, *(self.words_of_extractors.get(name, ()) for name in named))
+        named = self._texts_named
+        words = self.words.union(named, *(self.words_of_parts.get(name, ()) for name in named))
         return super().libraries | libraries_of(words)
 
     @property
     def files_named(self) -> Mapping[str, str]:
-        return {text: name for name, text in _texts(self.arguments.model_dump()) if _has_one(name, FILE_WORDS)}
+        return {
+            text: names[-1]
+            for names, text in _texts(self.arguments.model_dump())
+            if _has_one(names, FILE_WORDS) or self._is_file(names, text)
+        }
 
     @property
     def idle_arguments(self) -> frozenset[str]:
@@ -132,11 +151,9 @@ class PyimganoDetector(Detector[PyimganoArguments]):
         return float(value) if isinstance(value, int | float | np.number) and np.isfinite(value) else None
 
     def opened(self, files: ModelFiles) -> Self:
-        named = sorted(_code_arguments(self.arguments.model_dump()))
-        if named and not files.trusts_code:
+        for what in () if files.trusts_code else self._code_named():
             raise ConfigError(
-                f"model_kwargs.{named[0]}: what it names may run code of its maker when {self.name} loads it; give "
-                "--trust-model-file if you trust it"
+                f"{what} may run code of its maker when {self.name} loads it; give --trust-model-file if you trust it"
             )
         self._made()
         return self
@@ -193,10 +210,34 @@ class PyimganoDetector(Detector[PyimganoArguments]):
         can_travel = self._cargo is not None and self._cargo.pickled is not None
         return _rebuilt, (self.name, self.arguments.model_dump(), self._cargo, None if can_travel else self._state)
 
+    def _load_library(self) -> None:
+        super()._load_library()
+        if "torch" in self.libraries:
+            load("torch")
+
     @property
     def _seed(self) -> int:
         values = (getattr(self.arguments, name, None) for name in SEED_NAMES)
         return next((value for value in values if isinstance(value, int)), 0)
+
+    @property
+    def _texts_named(self) -> frozenset[str]:
+        """The texts among its arguments and their defaults."""
+        return frozenset(text for _, text in _texts(dict(self.arguments)))
+
+    def _code_named(self) -> Iterator[str]:
+        """What may run code when it is loaded: the argument that names it, and the file or the repository."""
+        for names, text in _texts(self.arguments.model_dump()):
+            is_repository = text.startswith(REPOSITORIES) or is_url(text)
+            if is_repository or _has_one(names, CODE_WORDS) or self._is_file(names, text):
+                yield f"model_kwargs.{'.'.join(names)}: {text!r}"
+        for name in sorted(HUB_DETECTORS & (self.words | self._texts_named)):
+            yield f"model.name: {name} runs on the repository {HUB_REPOSITORY}, which"
+
+    def _is_file(self, names: Sequence[str], text: str) -> bool:
+        """Whether a text is a file here, and not the name of a detector or an extractor that has a file's name."""
+        is_part = text in self.words_of_parts and names[-1].endswith(PART_WORDS)
+        return not is_part and os.path.isfile(os.path.expanduser(text))
 
     def _made(self) -> Any:
         """An unfitted object of pyimgano; raises ConfigError with what its constructor says."""
@@ -208,83 +249,123 @@ class PyimganoDetector(Detector[PyimganoArguments]):
             for name in DEFAULTS
             if name in self.parameter_names and getattr(self.arguments, name) is not None
         }
-        if "torch" in self.libraries:  # it must be there before random numbers are settled
-            load("torch")
+        what = f"{self.name} cannot be made with these arguments"
         try:
-            with alone_and_repeatable(self._seed):
+            with faults_of_the_machine(what), alone_and_repeatable(self._seed):
                 return type(self).constructor(**{**settled, **given})
+        except (MemoryError, RunError):
+            raise
         except Exception as error:  # a foreign constructor may raise anything
-            raise ConfigError(f"{self.name} cannot be made with these arguments: {error}") from error
+            raise ConfigError(f"{what}: {error}") from error
 
     def _fitted(self) -> Any:
         """The fitted object of pyimgano; made once a process."""
         with alone_and_repeatable(self._seed):
-            if self._loaded is None and self._cargo is not None and self._cargo.pickled is not None:
-                self._loaded = pickle.loads(self._cargo.pickled)
-            elif self._loaded is None:
-                self._loaded, takes_arrays = self._fit()
-                self._cargo = self._packed(self._loaded, takes_arrays)
+            if self._loaded is None:
+                self._loaded, self._cargo = repeatable(self._seed, self._arrived_or_fitted)
             return self._loaded
 
-    def _fit(self) -> tuple[Any, bool]:
-        """A fitted object of pyimgano, and whether it is one that works on arrays and not on files."""
+    def _arrived_or_fitted(self) -> tuple[Any, _Cargo]:
+        """The fitted object, and as what it travels: the one that arrived here, or a new one."""
+        cargo = self._cargo
+        if cargo is None:
+            return self._packed(*self._fit())
+        if cargo.pickled is not None:
+            return pickle.loads(cargo.pickled), cargo
+        return self._fit_handing(as_array=cargo.takes_arrays)[0], cargo
+
+    def _fit(self) -> tuple[Any, bytes | None, bool]:
+        """As `_fit_handing`, and whether the object is one that works on arrays and not on files."""
         try:
-            return self._fit_handing(as_array=False), False
+            return *self._fit_handing(as_array=False), False
+        except (MemoryError, RunError):
+            raise
         except Exception as of_files:  # noqa: BLE001 - a foreign detector may raise anything
             try:
-                return self._fit_handing(as_array=True), True
+                return *self._fit_handing(as_array=True), True
+            except (MemoryError, RunError):
+                raise
             except Exception as of_arrays:  # noqa: BLE001 - the same
                 faults = [f"{type(fault).__name__}: {fault}" for fault in (of_files, of_arrays)]
-                n_images = len(self.state()["png_bytes"])
                 raise ConfigError(
-                    f"{self.name} cannot be fitted on {n_images} training images: {faults[0]}"
+                    f"{self._cannot_be_fitted}: {faults[0]}"
                     + (f"; given as arrays: {faults[1]}" if faults[1] != faults[0] else "")
                 ) from of_files
 
-    def _fit_handing(self, *, as_array: bool) -> Any:
-        """An object that has been fitted, and has given a map where it is to give some."""
-        model = self._made()
-        with (
-            _handed(self._training_files(), as_array) as images,
-            alone_and_repeatable(self._seed),
-            single_threaded(),
-        ):
-            model.fit(images)
-            if self.gives_maps:
-                self._ask(model, images[:1])
-        return model
+    def _fit_handing(self, *, as_array: bool) -> tuple[Any, bytes | None]:
+        """A fitted object that gives a map where it is to give some, and a pickle from before it was asked for one."""
+        with faults_of_the_machine(self._cannot_be_fitted):
+            model = self._made()
+            with (
+                _handed(self._training_files(), as_array) as images,
+                alone_and_repeatable(self._seed),
+                single_threaded(),
+            ):
+                model.fit(images)
+                pickled = _pickled(model)
+                if self.gives_maps:
+                    self._ask(model, images[:1])
+        return model, pickled
 
-    def _packed(self, model: Any, takes_arrays: bool) -> _Cargo:
-        """The object as it was fitted, and whether predictions make another one of it."""
-        pickled = _pickled(model)
-        changes = pickled is not None and self._changes(model, takes_arrays)
-        return _Cargo(pickled, changes, takes_arrays)
+    @property
+    def _cannot_be_fitted(self) -> str:
+        return f"{self.name} cannot be fitted on {len(self.state()['png_bytes'])} training images"
 
-    def _changes(self, model: Any, takes_arrays: bool) -> bool:
+    def _packed(self, model: Any, pickled: bytes | None, takes_arrays: bool) -> tuple[Any, _Cargo]:
+        """The object as it was fitted, and as what it travels.
+
+        Raises ConfigError where its answers hang on earlier ones and it cannot be copied afresh.
+        """
+        changes = self._changes(model, pickled, takes_arrays)
+        if changes and pickled is None:
+            raise ConfigError(
+                f"{self.name} answers otherwise after other images or another fit, and with these arguments it cannot "
+                "be copied: scores would depend on the order of the images and on the worker; take another detector"
+            )
+        cargo = _Cargo(pickled, changes, takes_arrays, loaded_torch() is not None)
+        return (model if pickled is None else pickle.loads(pickled)), cargo
+
+    def _changes(self, model: Any, pickled: bytes | None, takes_arrays: bool) -> bool:
         """Whether its state or its answer depends on what it was asked before.
 
-        It is asked for the first training image, the last one, and the first again. What the first question alone
-        changes, such as a count, is no such state.
+        It is asked for the first training image, the last one, and the first again; another one, a copy or one that is
+        fitted anew, for the last and the first. What the first question alone changes, as a count, is no such state.
         """
-        files = self._training_files()
+        first, last = (self._training_files()[position] for position in (0, -1))
         states, answers = [], []
         try:
-            for data in (files[0], files[-1], files[0]):
-                with _handed([data], takes_arrays) as images, alone_and_repeatable(self._seed):
-                    answers.append(fingerprint(self._ask(model, images)))
-                states.append(fingerprint(model))
+            with faults_of_the_machine(f"{self.name} cannot be tried on its training images"), single_threaded():
+                if pickled is None:
+                    other, _ = self._fit_handing(as_array=takes_arrays)
+                else:
+                    other = pickle.loads(pickled)
+                for data in (first, last, first):
+                    answers.append(self._answer_printed(model, data, takes_arrays))
+                    if pickled is not None:
+                        states.append(fingerprint(model))
+                swapped = [self._answer_printed(other, data, takes_arrays) for data in (last, first)]
+        except (MemoryError, RunError):
+            raise
         except Exception:  # noqa: BLE001 - a foreign detector may raise anything; runs tell of the images themselves
-            return True
-        return len(set(states)) > 1 or answers[0] != answers[-1]
+            return pickled is not None
+        return len(set(states)) > 1 or answers != [swapped[1], *swapped]
+
+    def _answer_printed(self, model: Any, data: bytes, takes_arrays: bool) -> bytes:
+        """The fingerprint of its answer for one PNG file."""
+        with _handed([data], takes_arrays) as images, alone_and_repeatable(self._seed):
+            return fingerprint(self._ask(model, images))
 
     def _answer(self, image: Image) -> tuple[float, NDArray[np.float32] | None]:
         model = self._fitted()
         cargo = self._cargo
-        takes_arrays = cargo is not None and cargo.takes_arrays
-        with _handed([encode_png(image)], takes_arrays) as images, alone_and_repeatable(self._seed):
-            if cargo is not None and cargo.changes and cargo.pickled is not None:
-                model = pickle.loads(cargo.pickled)
-            answer, values = self._ask(model, images)
+        assert cargo is not None
+        original = cargo.pickled if cargo.changes else None
+
+        def asked() -> tuple[Any, Any]:
+            return self._ask(model if original is None else pickle.loads(original), images)
+
+        with _handed([encode_png(image)], cargo.takes_arrays) as images:
+            answer, values = repeatable(self._seed, asked)
         scores = np.asarray(answer, dtype=np.float64).reshape(-1)
         if scores.size != 1:
             raise InputError("infer", "PredictionError", f"{self.name} gave {scores.size} scores for one image")
@@ -312,12 +393,13 @@ class _Cargo:
     """A fitted object as it travels: `pickled` by this run itself, None where that is impossible.
 
     `changes` says that a prediction changes the object, so that each one needs a fresh copy; `takes_arrays`, that
-    images are handed to it as arrays.
+    images are handed to it as arrays; `may_use_torch`, that torch was loaded where it was fitted.
     """
 
     pickled: bytes | None
     changes: bool
     takes_arrays: bool
+    may_use_torch: bool
 
 
 @contextmanager
@@ -333,13 +415,17 @@ def _handed(encoded: Sequence[bytes], as_array: bool) -> Iterator[Any]:
 def _pickled(model: Any) -> bytes | None:
     """A fitted object as bytes; cloudpickle takes the modules and local functions that many of them hold."""
     try:
-        return bytes(cloudpickle.dumps(model))
+        pickled = bytes(cloudpickle.dumps(model))
+        pickle.loads(pickled)
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError):
         return None
+    return pickled
 
 
 def _rebuilt(name: str, arguments: Mapping[str, Any], cargo: _Cargo | None, state: State | None) -> PyimganoDetector:
     """The detector in another process of this run, with the images where the fitted object cannot travel."""
+    if cargo is not None and cargo.may_use_torch:
+        load("torch")
     detector: Any = pyimgano_type(name).create(**arguments)
     detector._state = state
     detector._cargo = cargo
@@ -373,22 +459,18 @@ def _as_map(values: Any, name: str) -> NDArray[np.float32]:
     return np.ascontiguousarray(anomaly_map)
 
 
-def _code_arguments(arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Names, at any depth of the arguments, of texts that may name a file with code."""
-    return (name for name, _ in _texts(arguments) if _has_one(name, CODE_WORDS))
+def _has_one(names: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether one of the names has one of the words in it."""
+    return any(word in name for name in names for word in words)
 
 
-def _has_one(name: str, words: Sequence[str]) -> bool:
-    return any(word in name for word in words)
-
-
-def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Each text among the arguments, at any depth, with the name it goes by."""
+def _texts(values: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each text among the arguments, at any depth, with the names that lead to it from the outside in."""
     if isinstance(values, str):
-        yield name, values
+        yield names, values
     elif isinstance(values, Mapping):
         for key, value in values.items():
-            yield from _texts(value, key)
+            yield from _texts(value, (*names, str(key)))
     elif isinstance(values, list | tuple):
         for value in values:
-            yield from _texts(value, name)
+            yield from _texts(value, names)

@@ -8,31 +8,42 @@ from functools import cache
 
 ALWAYS_USED = frozenset({"scikit-learn", "scipy"})
 
+_TORCHVISION = frozenset({"torch", "torchvision"})
+
 # The optional libraries that pyimgano computes with where a detector or a feature extractor has this name or tag, or
 # an argument this value.
 LIBRARIES: Mapping[str, frozenset[str]] = {
     "clip": frozenset({"clip", "open_clip_torch"}),
-    "deep": frozenset({"torch", "torchvision"}),
+    "deep": _TORCHVISION,
     "faiss": frozenset({"faiss-cpu"}),
     "gabor_bank": frozenset({"scikit-image"}),
     "hog": frozenset({"scikit-image"}),
     "lbp": frozenset({"scikit-image"}),
-    "one_class_cnn": frozenset({"scikit-image"}),
+    "one_class_cnn": _TORCHVISION | {"scikit-image"},
     "onnx": frozenset({"onnxruntime"}),
     "openclip": frozenset({"open_clip_torch"}),
     "phase_corr": frozenset({"scikit-image"}),
+    "resnet18": _TORCHVISION,
     "ssim": frozenset({"scikit-image"}),
     "torch": frozenset({"torch"}),
     "torchscript": frozenset({"torch"}),
-    "torchvision": frozenset({"torch", "torchvision"}),
+    "torchvision": _TORCHVISION,
+    # Backbones that these take where their arguments name none.
+    "vision_crossmad": _TORCHVISION,
+    "vision_oddoneout": _TORCHVISION,
+    "vision_patch_embedding_core_map": _TORCHVISION,
 }
+
+# Detectors whose arguments have a backbone by default, which says nothing where another detector names them.
+_ON_BACKBONES = ("vision_embedding_core", "vision_student_teacher_lite")
 
 
 def libraries_of(words: Collection[str]) -> frozenset[str]:
     """The distributions that pyimgano computes with, given the words that speak of a detector.
 
-    These are its name and tags, the texts among its arguments, and the tags of feature extractors that these name.
-    What is loaded in this process says nothing: a session that has torch for something else has the same answer.
+    These are its name and tags, the texts among its arguments, and the words of the parts that these name
+    (`words_of_parts`). What is loaded in this process says nothing: a session that has torch for something else has the
+    same answer.
 
     >>> sorted(libraries_of({"vision_ecod", "classical"}))
     ['scikit-learn', 'scipy']
@@ -41,8 +52,18 @@ def libraries_of(words: Collection[str]) -> frozenset[str]:
 
 
 @cache
-def words_of_extractors() -> Mapping[str, frozenset[str]]:
-    """The tags of each feature extractor of pyimgano, by its name; loads none of them."""
+def words_of_parts() -> Mapping[str, frozenset[str]]:
+    """What speaks of each feature extractor and detector of pyimgano, by its name: tags and the words of the name.
+
+    Loads none of them.
+    """
     importlib.import_module("pyimgano.features")
-    registry = importlib.import_module("pyimgano.features.registry").FEATURE_REGISTRY
-    return {name: frozenset(registry.info(name).tags) for name in registry.available()}
+    importlib.import_module("pyimgano.models")
+    extractors = importlib.import_module("pyimgano.features.registry").FEATURE_REGISTRY
+    detectors = importlib.import_module("pyimgano.models.registry").MODEL_REGISTRY
+    words = {
+        name: frozenset(registry.info(name).tags) | set(name.split("_"))
+        for registry in (extractors, detectors)
+        for name in registry.available()
+    }
+    return {**words, **{name: words[name] | {"torchvision"} for name in _ON_BACKBONES if name in words}}

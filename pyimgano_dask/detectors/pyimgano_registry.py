@@ -18,7 +18,7 @@ from pydantic import ConfigDict, SerializerFunctionWrapHandler, create_model, mo
 
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.extras import require
-from pyimgano_dask.detectors.pyimgano_libraries import words_of_extractors
+from pyimgano_dask.detectors.pyimgano_libraries import words_of_parts
 from pyimgano_dask.detectors.registry import PYIMGANO_PREFIX as PREFIX
 from pyimgano_dask.detectors.registry import PYIMGANO_TAG as TAG
 from pyimgano_dask.errors import ConfigError
@@ -134,7 +134,7 @@ def _made_type(model: str) -> type[Detector[Any]]:
         "parameter_names": frozenset(parameter.name for parameter in parameters),
         "gives_maps": hasattr(constructor, "predict_anomaly_map") or hasattr(constructor, "get_anomaly_map"),
         "words": frozenset({model, *entry.tags}),
-        "words_of_extractors": words_of_extractors(),
+        "words_of_parts": words_of_parts(),
     }
     return type("".join(word.title() for word in model.split("_")), (PyimganoDetector,), namespace)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import pickle
@@ -20,8 +21,10 @@ import pytest
 from pyimgano_dask.detectors.base import Detector, Prediction
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
 from pyimgano_dask.detectors.model_files import ModelFiles
+from pyimgano_dask.detectors.pyimgano_detector import HUB_DETECTORS
 from pyimgano_dask.detectors.registry import describe, find_configured_type, find_detector_type, pyimgano_names
 from pyimgano_dask.errors import ConfigError
+from tests.conftest import ROOT, run_python
 from tests.detectors.images import Image, draw_images
 
 pyimgano = pytest.importorskip("pyimgano.models", reason="needs the package pyimgano; .ci/pyimgano installs it")
@@ -158,6 +161,36 @@ def test_any_grouping_of_the_training_images_gives_the_same_state(cut: int) -> N
     assert encode_detector(detector.finalize(detector.merge(parts))) == encode_detector(fitted("vision_knn"))
 
 
+FRESH = """
+import json, sys
+from tests.detectors.images import draw_images
+from tests.detectors.test_pyimgano_registry import SIZES_HW, images
+from pyimgano_dask.detectors.registry import find_detector_type
+detector = find_detector_type("pyimgano:" + sys.argv[1]).create(**json.loads(sys.argv[2]))
+print(detector.fit(draw_images(1, "rgb", SIZES_HW * 2)).predict(images()).scores.tolist())
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "kwargs"),
+    [
+        pytest.param("vision_oddoneout", {"image_size": 32}, marks=NEEDS_TORCHVISION),
+        pytest.param(
+            "vision_score_standardizer",
+            {"base_detector": "vision_torch_autoencoder", "base_kwargs": {**HIST, "epochs": 2}, "method": "zscore"},
+            marks=NEEDS_TORCH,
+        ),
+    ],
+)
+def test_fresh_processes_draw_the_same_weights_where_arguments_name_no_network(
+    model: str, kwargs: dict[str, Any]
+) -> None:
+    first, second = (run_python("-c", FRESH, model, json.dumps(kwargs), cwd=ROOT) for _ in range(2))
+    assert first.rc == 0, first.stderr
+    assert len(set(json.loads(first.stdout))) > 1
+    assert first.stdout == second.stdout
+
+
 @NEEDS_TORCH
 def test_a_fitted_network_travels_as_it_was_fitted() -> None:
     here = find_detector_type("pyimgano:vision_torch_autoencoder").create(**HIST, epochs=2)
@@ -261,6 +294,14 @@ def test_before_fitting_it_says_what_to_do() -> None:
         ("vision_embedding_core", {"embedding_extractor": "onnx_embed"}, {"onnxruntime"}),
         ("ssim_template_map", {}, {"scikit-image"}),
         ("vision_deep_svdd", {}, {"torch", "torchvision"}),
+        ("vision_oddoneout", {}, {"torch", "torchvision"}),
+        ("vision_crossmad", {}, {"torch", "torchvision"}),
+        ("vision_patch_embedding_core_map", {}, {"torch", "torchvision"}),
+        ("one_class_cnn", {}, {"torch", "torchvision", "scikit-image"}),
+        ("vision_score_standardizer", {}, set()),
+        ("vision_score_standardizer", {"base_detector": "vision_deep_svdd"}, {"torch", "torchvision"}),
+        ("vision_score_standardizer", {"base_detector": "vision_resnet18_ecod"}, {"torch", "torchvision"}),
+        ("vision_score_ensemble", {"detectors": [{"name": "vision_embedding_core"}]}, {"torch", "torchvision"}),
     ],
 )
 def test_libraries_are_told_from_tags_and_arguments(model: str, kwargs: dict[str, Any], libraries: set[str]) -> None:
@@ -301,6 +342,17 @@ class TestArguments:
         assert detector.runs_code
         with pytest.raises(ConfigError, match=rf"{argument}.*--trust-model-file"):
             detector.opened(ModelFiles())
+
+    def test_detectors_on_repositories_of_code_are_all_known(self) -> None:
+        folder = Path(pyimgano.__file__).parent
+        modules = {path.stem for path in folder.glob("*.py") if "TorchHubDinoV2Embedder" in path.read_text()}
+        registry = importlib.import_module("pyimgano.models.registry").MODEL_REGISTRY
+        entries = {name: registry.info(name) for name in registry.available()}
+        owners = {
+            name: entry.metadata.get("_lazy_module") or entry.constructor.__module__.rpartition(".")[2]
+            for name, entry in entries.items()
+        }
+        assert {name for name, owner in owners.items() if owner in modules} == HUB_DETECTORS
 
     def test_a_preset_stands_for_arguments(self) -> None:
         assert find_detector_type("pyimgano:vision_ecod").preset_arguments("industrial-fast") == {}
