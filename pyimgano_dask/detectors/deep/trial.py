@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from pyimgano_dask.detectors.base import Image, State
 from pyimgano_dask.detectors.deep.arguments import RESNETS, BackboneArguments
 from pyimgano_dask.detectors.deep.backbones import FeatureExtractor, FeatureShapes
 from pyimgano_dask.detectors.exported.runner import in_words
+from pyimgano_dask.detectors.trial_images import smooth_squares
 from pyimgano_dask.errors import ConfigError, InputError
 
 # Own networks take squares of any size, so that their weights are tried on a small one.
@@ -35,7 +35,7 @@ def check_backbone(
     may have it. The network that is made for it is let go.
     """
     size, is_foreign = arguments.image_size, arguments.architecture not in RESNETS
-    squares = smooth_squares(size if is_foreign else min(size, OWN_SIZE))
+    squares = smooth_squares(size if is_foreign else min(size, OWN_SIZE))[:2]
     try:
         tried = _made(arguments, layers, weights)
         first, second = _features(tried, squares)
@@ -51,15 +51,6 @@ def check_backbone(
     if fault is not None:
         raise ConfigError(f"{source}: {fault}")
     return tuple(tuple(layer.shape[1:]) for layer in first)
-
-
-def smooth_squares(size: int) -> Image:
-    """Two images that differ everywhere: waves of the three colours, uint8 (2, size, size, 3)."""
-    y, x = np.mgrid[:size, :size] / size
-    waves = [(1.0, 0.5), (0.5, 1.5), (1.5, 1.0)]
-    one = np.stack([np.sin(2 * np.pi * (across * x + down * y)) for across, down in waves], axis=-1)
-    both = np.stack([one, -one[::-1]])
-    return np.asarray(np.rint(127.5 + 120 * both), dtype=np.uint8)
 
 
 def _made(arguments: BackboneArguments, layers: tuple[str, ...], weights: State) -> FeatureExtractor:

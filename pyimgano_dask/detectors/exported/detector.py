@@ -23,13 +23,14 @@ from pyimgano_dask.detectors.exported.inputs import InputPlan
 from pyimgano_dask.detectors.exported.outputs import Answer, pick
 from pyimgano_dask.detectors.exported.runner import DeviceMissingError, Runner, in_words
 from pyimgano_dask.detectors.model_files import ModelFiles
+from pyimgano_dask.detectors.trial_images import smooth_squares
 from pyimgano_dask.errors import ConfigError, InputError
 
 MODEL = "model"
 """Name of the model file's bytes in the state, uint8 (n,)."""
 
 NAMED_BY = "--checkpoint-path"
-TRIAL_LEVEL = 128  # grey level of the images that a model is tried with
+TRIAL_SIDE = 64  # of the images that a model is tried with, before they are brought to the size of its input
 CUDA_TOLERANCE = 1e-3  # sums on CUDA may come out otherwise each time; on the CPU they do not
 
 
@@ -125,31 +126,42 @@ class ExportedModelDetector(TrainingFreeDetector[ExportedModelArguments]):
         return type(self)(self.arguments, state)
 
     def with_model_file(self, path: str, files: ModelFiles) -> Self:
-        """A copy that runs the model in this file, tried on a grey image; raises ConfigError."""
+        """A copy that runs the model in this file, tried on a few images; raises ConfigError."""
         copy = type(self)(self.arguments, self._read(path, files))
         with _named(f"{NAMED_BY}: {path!r}"):
             copy.check()
         return copy
 
     def check(self) -> tuple[str, ...]:
-        """Load the model and run it twice on grey images; raises ConfigError when it does not do as declared.
+        """Load the model and run it on a few images; raises ConfigError when it does not do as declared.
 
-        Where this process lacks its device, it is tried on the CPU, since workers may have it.
+        It must give the same for an image when it is asked again, and beside other images of a batch. Where this
+        process lacks its device, it is tried on the CPU, since workers may have it.
         """
         model = self._tried()
         plan = model.plan
-        grey = np.full((plan.height, plan.width) + (() if plan.color == "gray" else (3,)), TRIAL_LEVEL, np.uint8)
+        wide, middle, narrow = smooth_squares(TRIAL_SIDE)[..., 0 if plan.color == "gray" else slice(None)]
+        pairs = [[narrow, wide], [narrow, middle], [middle, wide], [narrow, wide]]
         try:
-            answers = [self._ask(model, [grey]) for _ in range(2)]
+            first, *others, again = [self._ask(model, pair[: plan.batch_size]) for pair in pairs]
         except InputError as error:
             raise ConfigError(
-                f"it fails on {plan.batch_size} grey image(s) of {plan.height} x {plan.width} pixels: {error}; declare "
-                "input_hw, color, layout or batch_size with --model-kwargs where the file does not say them"
+                f"it fails on {plan.batch_size} image(s) of {plan.height} x {plan.width} pixels that it is tried with: "
+                f"{error}; declare input_hw, color, layout or batch_size with --model-kwargs where the file does not "
+                "say them"
             ) from None
-        if not answers[0].is_like(answers[1], 0 if model.device == "cpu" else CUDA_TOLERANCE):
+        tolerance = 0 if model.device == "cpu" else CUDA_TOLERANCE
+        if not first.is_like(again, tolerance):
             raise ConfigError(
                 "it gives another answer for the same image when it is asked again, so records would depend on the "
                 "order of the images; export it in evaluation mode, without a state that changes"
+            )
+        same_places = [slice(0, 1), slice(1, None)]  # in batches of one image nothing is left for the second
+        if not all(first.is_like(other, tolerance, at) for other, at in zip(others, same_places, strict=True)):
+            raise ConfigError(
+                f"in a batch of {plan.batch_size} it gives another answer for the same image beside other images, so "
+                "records would depend on which images meet in a batch; export it with a batch of 1, or declare "
+                "batch_size 1 where the file leaves it free"
             )
         return ()
 

@@ -6,6 +6,7 @@ messages on the way to a tensor are walked; field numbers are those of onnx.prot
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -25,6 +26,8 @@ _FIELDS: Mapping[str, Mapping[int, str]] = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
 }
 _EXTERNAL_DATA, _KEY, _VALUE = 13, 1, 2
+
+_ALLOWED = "external data must be a file in the folder of the model or below it, named by a relative path without '..'"
 
 
 class DamagedProtobufError(ValueError):
@@ -55,10 +58,19 @@ def external_files(model: bytes) -> Mapping[str, int]:
 def _check_location(location: str) -> None:
     path = PurePosixPath(location)
     if not location or path.is_absolute() or ".." in path.parts or set(location) & set("\\:*\0"):
-        raise ConfigError(
-            f"it keeps weights in {location!r}; external data must be a file in the folder of the model or below it, "
-            "named by a relative path without '..'"
-        )
+        raise ConfigError(f"it keeps weights in {location!r}; {_ALLOWED}")
+
+
+def check_links(model_path: str, data_path: str, location: str) -> None:
+    """Raise ConfigError where symbolic links lead from a file of weights on the local disk out of the model's folder.
+
+    That is the folder that the model is named in, or the one that its file really lies in: in caches both the model
+    and its weights are links into one folder of blobs.
+    """
+    real = os.path.realpath(data_path)
+    folders = os.path.realpath(os.path.dirname(model_path)), os.path.dirname(os.path.realpath(model_path))
+    if not any(os.path.commonpath([real, folder]) == folder for folder in folders):
+        raise ConfigError(f"it keeps weights in {location!r}, a link to {real!r}; {_ALLOWED}")
 
 
 def _tensors(message: memoryview, kind: str) -> Iterator[ExternalTensor]:

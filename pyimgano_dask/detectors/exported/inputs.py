@@ -10,20 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import Color, Image
-from pyimgano_dask.detectors.exported.arguments import ExportedModelArguments, Layout
+from pyimgano_dask.detectors.exported.arguments import LARGEST_SIDE, ExportedModelArguments, Layout
 from pyimgano_dask.errors import ConfigError
 
 Floats = NDArray[np.float32]
 
 DEFAULT_HW = (256, 256)  # the size that anomalib's models are trained at unless told otherwise
 DTYPES = ("float32", "float16", "uint8")
+UNKNOWN_SHAPE = (None, None, None, None)
+LARGEST_INPUT = 4 << 30  # bytes of a batch
 
 
 @dataclass(frozen=True)
 class ModelInput:
     """What a file says of its input: four axes, None where an axis is free or unknown, and the type of the values."""
 
-    shape: tuple[int | None, ...] = (None, None, None, None)
+    shape: tuple[int | None, ...] = UNKNOWN_SHAPE
     dtype: str = "float32"
 
 
@@ -65,6 +67,8 @@ class InputPlan:
             )
         if batch is not None and arguments.batch_size not in (batch, None):
             raise ConfigError(f"batch_size is {arguments.batch_size}, but the model takes {batch} images at a time")
+        batch_size = batch or arguments.batch_size or 1
+        _check_memory(batch_size, height, width, n_channels)
         is_byte = (arguments.value_range or ("byte" if declared.dtype == "uint8" else "unit")) == "byte"
         if declared.dtype == "uint8" and (not is_byte or arguments.mean or arguments.std):
             raise ConfigError(
@@ -76,7 +80,7 @@ class InputPlan:
             "gray" if color == "gray" else "rgb",
             color == "bgr",
             layout,
-            batch or arguments.batch_size or 1,
+            batch_size,
             declared.dtype,
             np.float32(1 if is_byte else 255),
             _per_channel("mean", arguments.mean or (0.0,), n_channels),
@@ -144,6 +148,17 @@ def _agreed_size(declared: tuple[int, int] | None, file_hw: tuple[int | None, in
             f"input_hw is {wanted[0]} x {wanted[1]}, but the model takes {file_hw[0] or 'any'} x {file_hw[1] or 'any'}"
         )
     return wanted
+
+
+def _check_memory(batch_size: int, height: int, width: int, n_channels: int) -> None:
+    """Raise ConfigError for an input too large to make."""
+    n_bytes = batch_size * height * width * n_channels * np.dtype(np.float32).itemsize
+    if max(height, width) > LARGEST_SIDE or n_bytes > LARGEST_INPUT:
+        raise ConfigError(
+            f"its input is {batch_size} image(s) of {height} x {width} pixels, {n_bytes / 2**30:.1f} GiB; a side may "
+            f"have at most {LARGEST_SIDE} pixels and a batch {LARGEST_INPUT >> 30} GiB: export it for smaller images "
+            "or fewer at a time, or declare a smaller input_hw or batch_size where the file leaves them free"
+        )
 
 
 def _per_channel(name: str, values: tuple[float, ...], n_channels: int) -> Floats:

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from pyimgano_dask.detectors.base import State
 from pyimgano_dask.detectors.exported.detector import MODEL, NAMED_BY, ExportedModelDetector
-from pyimgano_dask.detectors.exported.external_data import DamagedProtobufError, external_files
+from pyimgano_dask.detectors.exported.external_data import DamagedProtobufError, check_links, external_files
 from pyimgano_dask.detectors.exported.formats import ONNX, check_format
-from pyimgano_dask.detectors.exported.inputs import ModelInput
-from pyimgano_dask.detectors.exported.outputs import Output
+from pyimgano_dask.detectors.exported.inputs import UNKNOWN_SHAPE, ModelInput
+from pyimgano_dask.detectors.exported.outputs import Output, in_kind
 from pyimgano_dask.detectors.exported.runner import DeviceMissingError, Runner, in_words
 from pyimgano_dask.detectors.extras import require
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.registry import register
 from pyimgano_dask.errors import ConfigError
+from pyimgano_dask.storage.files import local_path, resolve
 from pyimgano_dask.urls import is_url
 
 EXTERNAL = "external/"
@@ -30,6 +31,7 @@ _DTYPES: Mapping[str, str] = {
     "tensor(float16)": "float16",
     "tensor(uint8)": "uint8",
 }
+_KINDS: Mapping[type, str] = {list: "a sequence", dict: "a map"}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _FATAL = 4  # what goes wrong is raised, so onnxruntime need not log it too
 
@@ -53,6 +55,8 @@ class VisionOnnx(ExportedModelDetector):
         check_format(model, ONNX, what)
         try:
             sizes = external_files(model)
+            for location in sizes:
+                _check_place(path, location, files)
         except (DamagedProtobufError, RecursionError) as error:
             raise ConfigError(f"{what} is no whole ONNX model ({error}); copy or export it again") from None
         except ConfigError as error:
@@ -106,7 +110,7 @@ class OnnxRunner(Runner):
         (only,) = inputs
         self._input_name = only.name
         self._input = ModelInput(
-            tuple(size if isinstance(size, int) and size > 0 else None for size in only.shape),
+            tuple(size if isinstance(size, int) and size > 0 else None for size in only.shape) or UNKNOWN_SHAPE,
             _DTYPES.get(only.type, only.type),
         )
         self._names = [output.name for output in self._session.get_outputs()]
@@ -117,7 +121,13 @@ class OnnxRunner(Runner):
 
     def run(self, batch: NDArray[np.generic]) -> Sequence[Output]:
         answer = self._session.run(None, {self._input_name: batch})
-        return [Output(name, np.asarray(values)) for name, values in zip(self._names, answer, strict=True)]
+        return [_output(name, values) for name, values in zip(self._names, answer, strict=True)]
+
+
+def _output(name: str, value: Any) -> Output:
+    if isinstance(value, np.ndarray):
+        return Output(name, value)
+    return Output.of_another_kind(name, _KINDS.get(type(value)) or in_kind(value))
 
 
 def _session(onnxruntime: Any, model: bytes, options: Any, device: str) -> Any:
@@ -146,6 +156,13 @@ def _beside(path: str, location: str) -> str:
     """The path of a file named relative to the model's folder."""
     inner, chain, outer = path.partition("::") if is_url(path) else (path, "", "")
     return f"{inner[: inner.rfind('/') + 1]}{location}{chain}{outer}"
+
+
+def _check_place(path: str, location: str, files: ModelFiles) -> None:
+    """Raise ConfigError where links lead from external data on the local disk to elsewhere."""
+    model, data = (local_path(resolve(one, files.base_dir)) for one in (path, _beside(path, location)))
+    if model is not None and data is not None:
+        check_links(model, data, location)
 
 
 def _check_size(found: int, needed: int, location: str, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,19 @@ DECISION_NAMES = ("pred_label", "pred_labels", "label", "labels", "pred_mask", "
 
 @dataclass(frozen=True)
 class Output:
-    """One output for a batch of B images; `name` is None where the format has no names."""
+    """One output for a batch of B images; `name` is None where the format has no names.
+
+    `kind` says in words what it is where it is no tensor; its values are empty then.
+    """
 
     name: str | None
     values: NDArray[np.generic]
+    kind: str | None = None
+
+    @classmethod
+    def of_another_kind(cls, name: str | None, kind: str) -> Self:
+        """One that is no tensor. It keeps its position among the others, and fits nowhere."""
+        return cls(name, np.empty(0), kind)
 
     @property
     def is_float(self) -> bool:
@@ -40,6 +50,8 @@ class Output:
         return self.is_float and self.values.size == batch_size
 
     def __str__(self) -> str:
+        if self.kind is not None:
+            return f"{self.name}, {self.kind}" if self.name else self.kind
         return f"{self.name or 'unnamed'} {self.values.dtype}{list(self.values.shape)}"
 
 
@@ -50,11 +62,16 @@ class Answer:
     scores: NDArray[np.float64] | None
     maps: NDArray[np.float32] | None
 
-    def is_like(self, other: Answer, tolerance: float) -> bool:
-        """Whether both say the same but for so large a share of each value; values that are not finite are alike."""
+    def is_like(self, other: Answer, tolerance: float, at: slice = slice(None)) -> bool:
+        """Whether both say the same of the images at these places but for so large a share of each value.
+
+        Values that are not finite are alike.
+        """
         pairs = ((self.scores, other.scores), (self.maps, other.maps))
         return all(
-            one is None or two is None or np.allclose(one, two, rtol=tolerance, atol=tolerance / 100, equal_nan=True)
+            one is None
+            or two is None
+            or np.allclose(one[at], two[at], rtol=tolerance, atol=tolerance / 100, equal_nan=True)
             for one, two in pairs
         )
 
@@ -82,6 +99,14 @@ def pick(outputs: Sequence[Output], arguments: ExportedModelArguments, batch_siz
         None if scores is None else scores.values.astype(np.float64).reshape(batch_size),
         None if maps is None else _two_axes(maps.values),
     )
+
+
+def in_kind(value: object) -> str:
+    """What a value of Python is, in words, by its type."""
+    if value is None:
+        return "nothing (None)"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _two_axes(values: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.export.graph_signature import InputKind
 
 from pyimgano_dask.detectors.exported.inputs import ModelInput
-from pyimgano_dask.detectors.exported.outputs import Output
+from pyimgano_dask.detectors.exported.outputs import Output, in_kind
 from pyimgano_dask.detectors.exported.runner import DeviceMissingError, Runner
 from pyimgano_dask.detectors.torch_files import call_torchscript, load_program, load_torchscript
 from pyimgano_dask.errors import ConfigError
@@ -79,7 +79,7 @@ class TorchExportRunner(Runner):
 
 
 def _outputs(answer: Any) -> Iterator[Output]:
-    """The tensors of what a module returns; what is no tensor becomes an empty array, so that positions stay."""
+    """The tensors of what a module returns; what is none keeps its position."""
     pairs: list[tuple[str | None, Any]]
     if isinstance(answer, Mapping):
         pairs = [(str(name), value) for name, value in answer.items()]
@@ -89,7 +89,8 @@ def _outputs(answer: Any) -> Iterator[Output]:
         values = answer if isinstance(answer, tuple | list) else [answer]
         pairs = [(None, value) for value in values]
     for name, value in pairs:
-        yield Output(name, _array(value) if isinstance(value, torch.Tensor) else np.empty(0))
+        is_tensor = isinstance(value, torch.Tensor)
+        yield Output(name, _array(value)) if is_tensor else Output.of_another_kind(name, in_kind(value))
 
 
 def _array(tensor: torch.Tensor) -> NDArray[np.generic]:

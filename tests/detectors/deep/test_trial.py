@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch", reason="backbones need torch")
 from pyimgano_dask.detectors.deep.padim import Padim  # noqa: E402
 from pyimgano_dask.detectors.deep.patchcore import Patchcore  # noqa: E402
 from pyimgano_dask.detectors.deep.resnet import ResNet, initialise  # noqa: E402
-from pyimgano_dask.detectors.deep.trial import smooth_squares  # noqa: E402
 from pyimgano_dask.detectors.model_files import ModelFiles  # noqa: E402
 from pyimgano_dask.errors import ConfigError, InputError  # noqa: E402
 from tests.detectors.images import draw_images  # noqa: E402
@@ -238,12 +237,3 @@ def test_a_backbone_is_tried_on_the_cpu_where_its_device_is_missing(tmp_path: Pa
     script(tmp_path / "blind.pt", Blind())
     with pytest.raises(ConfigError, match="same features for two different images"):
         Padim.create(**given, weights_path="blind.pt").opened(files)
-
-
-@pytest.mark.parametrize("size", [16, 33, 224])
-def test_the_images_of_the_trial_are_smooth_and_differ(size: int) -> None:
-    squares = smooth_squares(size)
-    assert squares.shape == (2, size, size, 3)
-    assert squares.dtype == np.uint8
-    assert np.abs(np.diff(squares.astype(int), axis=1)).max() < 100
-    assert (squares[0] != squares[1]).mean() > 0.9

@@ -84,6 +84,25 @@ def _output_info(kind: str, name: str, dtype: int) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.BOOL if kind in ("pred_label", "pred_mask") else dtype, None)
 
 
+def forget_input_shape(path: Path) -> Path:
+    """Let the model in this file not say the shape of its input."""
+    model = onnx.load(path, load_external_data=False)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def add_sequence(path: Path, name: str, only: bool = False) -> Path:
+    """Let the model in this file also give its map as a sequence; `only`: nothing else."""
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["anomaly_map"], [name]))
+    if only:
+        model.graph.ClearField("output")
+    model.graph.output.append(helper.make_tensor_sequence_value_info(name, TensorProto.FLOAT, None))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def point_elsewhere(path: Path, location: str) -> None:
     """Let the model in this file look for its weights at `location`."""
     model = onnx.load(path, load_external_data=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyimgano_dask.detectors.exported.arguments import ExportedModelArguments
@@ -14,6 +16,7 @@ from pyimgano_dask.errors import ConfigError
 sides = st.integers(1, 40)
 
 
+@settings(deadline=None)
 @given(sides, sides, sides, sides, st.booleans(), st.integers(0, 2**32))
 def test_the_resize_is_that_of_torch(
     height: int, width: int, new_height: int, new_width: int, is_grey: bool, seed: int
@@ -60,6 +63,29 @@ def test_normalisation_does_not_suit_an_input_of_bytes() -> None:
     for declared in ({"mean": (1.0,)}, {"std": (2.0,)}, {"value_range": "unit"}):
         with pytest.raises(ConfigError, match="takes pixels as they are"):
             InputPlan.of(ExportedModelArguments(**declared), ModelInput((1, 3, 2, 2), "uint8"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "declared", "is_fine"),
+    [
+        ((1, 3, 2**14, 2**14), {}, True),
+        ((1, 3, 2**14 + 1, 1), {}, False),
+        ((1, 1, 1, 2**14 + 1), {}, False),
+        ((4, 1, 2**14, 2**14), {}, True),
+        ((5, 1, 2**14, 2**14), {}, False),
+        ((2**30, 3, 1, 1), {}, False),
+        ((None, 3, None, None), {"batch_size": 6000}, False),
+        ((None, 3, None, None), {"batch_size": 5000}, True),
+        ((None, 3, None, None), {"input_hw": (2**14, 2**14), "batch_size": 2}, False),
+    ],
+)
+def test_the_largest_inputs(shape: tuple[int | None, ...], declared: dict[str, Any], is_fine: bool) -> None:
+    arguments = ExportedModelArguments(**declared)
+    if is_fine:
+        InputPlan.of(arguments, ModelInput(shape))
+        return
+    with pytest.raises(ConfigError, match=r"its input is \d+ image\(s\) of .* at most 16384 pixels and a batch 4 GiB"):
+        InputPlan.of(arguments, ModelInput(shape))
 
 
 def test_as_many_numbers_as_channels() -> None:

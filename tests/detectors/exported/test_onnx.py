@@ -18,12 +18,13 @@ from onnx import TensorProto, helper
 
 from pyimgano_dask.detectors.base import Detector
 from pyimgano_dask.detectors.checkpoint import decode_detector, encode_detector
+from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.registry import find_detector_type
 from pyimgano_dask.detectors.tiling import TiledDetector
 from pyimgano_dask.errors import ConfigError, InputError
 from pyimgano_dask.settings.tiling import TilingSettings
 from tests.detectors.exported.answers import assert_is_brightness, assert_same, opened
-from tests.detectors.exported.onnx_models import RAW, point_elsewhere, save_model
+from tests.detectors.exported.onnx_models import RAW, add_sequence, forget_input_shape, point_elsewhere, save_model
 from tests.detectors.images import draw_images
 
 SIZE_HW = (16, 20)
@@ -106,6 +107,18 @@ class TestForms:
         path = save_model(tmp_path / "m.onnx", shape=("n", 3, "h", "w"))
         assert_is_brightness(vision_onnx(path, input_hw=[9, 7]).predict(IMAGES), IMAGES, (9, 7))
         assert_is_brightness(vision_onnx(path).predict(IMAGES), IMAGES, (256, 256))
+
+    def test_a_model_that_does_not_say_its_shape(self, tmp_path: Path) -> None:
+        path = forget_input_shape(save_model(tmp_path / "m.onnx", shape=("n", 3, "h", "w")))
+        assert_is_brightness(vision_onnx(path).predict(IMAGES), IMAGES, (256, 256))
+        declared = vision_onnx(path, input_hw=[9, 7], batch_size=2)
+        assert_is_brightness(declared.predict(IMAGES), IMAGES, (9, 7))
+
+    def test_a_sequence_keeps_its_position(self, tmp_path: Path) -> None:
+        path = add_sequence(save_model(tmp_path / "m.onnx", outputs=RAW), "all")
+        assert_is_brightness(vision_onnx(path, map_output=1).predict(IMAGES), IMAGES, SIZE_HW)
+        with pytest.raises(ConfigError, match="map_output 2 is all, a sequence, which it cannot be"):
+            vision_onnx(path, map_output=2)
 
 
 class TestDeclared:
@@ -267,6 +280,53 @@ class TestRefused:
         with pytest.raises(ConfigError, match=next(iter(arguments))):
             find_detector_type("vision_onnx").create(**arguments)
 
+    def test_outputs_that_are_no_tensors_are_listed_as_what_they_are(self, tmp_path: Path) -> None:
+        path = add_sequence(save_model(tmp_path / "m.onnx"), "all", only=True)
+        with pytest.raises(ConfigError, match="it has 0: all, a sequence; name it"):
+            vision_onnx(path)
+
+    def test_a_size_that_the_file_does_not_say(self, tmp_path: Path) -> None:
+        to_size = [
+            helper.make_node("Constant", [], ["size"], value_ints=[1, 3, 9, 7]),
+            helper.make_node("Reshape", ["images", "size"], ["pixels"]),
+        ]
+        path = forget_input_shape(save_model(tmp_path / "m.onnx", shape=(1, 3, 9, 7), before=to_size))
+        with pytest.raises(ConfigError, match=r"fails on 1 image\(s\) of 256 x 256.*declare input_hw, color"):
+            vision_onnx(path)
+        assert_is_brightness(vision_onnx(path, input_hw=[9, 7]).predict(IMAGES), IMAGES, (9, 7))
+
+    @pytest.mark.parametrize("shape", [(1, 3, 2**20, 2**20), (4096, 3, 512, 512)])
+    def test_an_input_too_large_to_make(self, shape: tuple[int, ...], tmp_path: Path) -> None:
+        batch, _, height, width = shape
+        reason = (
+            rf"its input is {batch} image\(s\) of {height} x {width} pixels.*at most 16384 pixels and a batch 4 GiB"
+        )
+        with pytest.raises(ConfigError, match=reason):
+            vision_onnx(save_model(tmp_path / "m.onnx", shape=shape))
+
+    def test_noise_that_grows_with_the_contrast(self, tmp_path: Path) -> None:
+        noise = [
+            helper.make_node("RandomNormalLike", ["images"], ["noise"]),
+            helper.make_node("ReduceMax", ["images"], ["largest"]),
+            helper.make_node("ReduceMin", ["images"], ["smallest"]),
+            helper.make_node("Sub", ["largest", "smallest"], ["contrast"]),
+            helper.make_node("Mul", ["noise", "contrast"], ["grain"]),
+            helper.make_node("Add", ["images", "grain"], ["pixels"]),
+        ]
+        with pytest.raises(ConfigError, match="another answer for the same image when it is asked again"):
+            vision_onnx(save_model(tmp_path / "m.onnx", before=noise))
+
+    def test_a_batch_whose_images_change_each_other(self, tmp_path: Path) -> None:
+        scaled = [
+            helper.make_node("ReduceMax", ["images"], ["largest"]),
+            helper.make_node("Div", ["images", "largest"], ["pixels"]),
+        ]
+        vision_onnx(save_model(tmp_path / "m.onnx", before=scaled, shape=(1, 3, 16, 20)))
+        with pytest.raises(
+            ConfigError, match="in a batch of 2 it gives another answer for the same image beside other"
+        ):
+            vision_onnx(save_model(tmp_path / "m.onnx", before=scaled))
+
     def test_two_maps_that_fit_alike(self, tmp_path: Path) -> None:
         twice = ["pred_score", "anomaly_map", "anomaly_map"]
         path = save_model(tmp_path / "m.onnx", outputs=twice, names=["s", "one", "two"])
@@ -299,6 +359,46 @@ class TestRefused:
         point_elsewhere(path, location)
         with pytest.raises(ConfigError, match="in the folder of the model or below it"):
             vision_onnx(path)
+
+    @pytest.mark.parametrize("named", ["{folder}/m.onnx", "file://{folder}/m.onnx", "m.onnx"])
+    @pytest.mark.parametrize("link", ["m.data", "sub"])
+    def test_links_that_lead_out_of_the_folder(self, link: str, named: str, tmp_path: Path) -> None:
+        folder, beside = tmp_path / "model", tmp_path / "model-2"
+        folder.mkdir()
+        beside.mkdir()
+        path = save_model(folder / "m.onnx", external="m.data")
+        (folder / "m.data").rename(beside / "m.data")
+        if link == "sub":
+            point_elsewhere(path, "sub/m.data")
+        (folder / link).symlink_to(beside if link == "sub" else beside / "m.data")
+        with pytest.raises(
+            ConfigError, match=r"a link to '.*model-2/m\.data'; .* in the folder of the model or below it"
+        ):
+            opened("vision_onnx", named.format(folder=folder), ModelFiles(str(folder)))
+
+    def test_links_within_the_folder(self, tmp_path: Path) -> None:
+        path = save_model(tmp_path / "m.onnx", external="m.data")
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "m.data").rename(tmp_path / "sub" / "a blob")
+        (tmp_path / "m.data").symlink_to("sub/a blob")
+        (tmp_path / "link").symlink_to(tmp_path)
+        (tmp_path / "models").mkdir()
+        path.rename(tmp_path / "models" / "kept elsewhere")
+        path.symlink_to("models/kept elsewhere")
+        for place in (path, tmp_path / "link" / "m.onnx"):
+            assert_is_brightness(vision_onnx(place).predict(IMAGES), IMAGES, SIZE_HW)
+        relative = opened("vision_onnx", "m.onnx", ModelFiles(str(tmp_path)))
+        assert_is_brightness(relative.predict(IMAGES), IMAGES, SIZE_HW)
+
+    def test_a_cache_of_links_into_one_folder(self, tmp_path: Path) -> None:
+        blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+        blobs.mkdir()
+        snapshot.mkdir(parents=True)
+        save_model(blobs / "0a", external="m.data")
+        (blobs / "m.data").rename(blobs / "0b")
+        for name, blob in (("m.onnx", "0a"), ("m.data", "0b")):
+            (snapshot / name).symlink_to(f"../../blobs/{blob}")
+        assert_is_brightness(vision_onnx(snapshot / "m.onnx").predict(IMAGES), IMAGES, SIZE_HW)
 
     def test_a_state_without_its_external_data(self, full: Path) -> None:
         detector = vision_onnx(full)

@@ -78,7 +78,7 @@ class TestForms:
 
     def test_a_single_tensor_is_the_map(self, tmp_path: Path) -> None:
         path = save_script(tmp_path / "m.pt", FixedSize())
-        with pytest.raises(ConfigError, match=r"fails on 1 grey image\(s\) of 256 x 256.*declare input_hw"):
+        with pytest.raises(ConfigError, match=r"fails on 1 image\(s\) of 256 x 256.*declare input_hw"):
             opened(SCRIPT, path)
         prediction = opened(SCRIPT, path, input_hw=[8, 8]).predict(IMAGES)
         assert [values.shape for values in prediction.maps] == [image.shape[:2] for image in IMAGES]
@@ -250,6 +250,59 @@ class Dithering(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean(1) + 1e-5 * torch.rand_like(images).mean(1)
+
+
+class CountingPictures(Counting):
+    """Gives one more after each batch that is not plain."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += (images.std() > 0).float()
+        return images.mean(1) + self.calls
+
+
+class ScaledByTheBatch(torch.nn.Module):
+    """Scales by the smallest and the largest value of all images."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        grey = images.mean(1)
+        return (grey - grey.min()) / (grey.max() - grey.min() + 1e-3)
+
+
+class AgainstTheFirst(torch.nn.Module):
+    """Compares each image with the first of its batch, which is left as it is."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        grey = images.mean(1)
+        return torch.cat([grey[:1], grey[1:] - grey[:1]])
+
+
+class Lists(torch.nn.Module):
+    """Gives a number and a tuple, but no tensor."""
+
+    def forward(self, images: torch.Tensor) -> tuple[int, tuple[torch.Tensor, torch.Tensor], None]:
+        return 3, (images, images), None
+
+
+def test_outputs_that_are_no_tensors_are_listed_as_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"it has 0: an int; 1: a tuple; 2: nothing \(None\); name it"):
+        opened(SCRIPT, save_script(tmp_path / "m.pt", Lists()))
+
+
+@pytest.mark.parametrize("module", [ScaledByTheBatch, AgainstTheFirst])
+def test_a_batch_whose_images_change_each_other_is_refused(module: type[torch.nn.Module], tmp_path: Path) -> None:
+    path = save_script(tmp_path / "model.pt", module())
+    opened(SCRIPT, path, input_hw=SIZE_HW)
+    for batch_size in (2, 4):
+        reason = f"in a batch of {batch_size} it gives another answer for the same image beside other images"
+        with pytest.raises(ConfigError, match=reason):
+            opened(SCRIPT, path, input_hw=SIZE_HW, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("color", ["rgb", "gray"])
+def test_a_state_that_plain_images_leave_alone(color: str, tmp_path: Path) -> None:
+    path = save_script(tmp_path / "model.pt", CountingPictures())
+    with pytest.raises(ConfigError, match="another answer for the same image when it is asked again"):
+        opened(SCRIPT, path, input_hw=SIZE_HW, color=color)
 
 
 @pytest.mark.parametrize("module", [Counting, Dithering])
