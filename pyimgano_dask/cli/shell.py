@@ -31,7 +31,8 @@ EXIT_CODES = (
 def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
     """The exit code of `work`; its errors go to standard error in words, with `debug` as a traceback.
 
-    A request to terminate ends it as an interruption does, so that nothing temporary is left behind.
+    A request to terminate ends it as an interruption does, so that nothing temporary is left behind. Either is followed
+    by the end of the process, which another one then brings about at once.
     """
     try:
         with _termination_as_exit():
@@ -44,6 +45,8 @@ def guarded(prog: str, work: Callable[[], int], *, debug: bool) -> int:
             print(f"{prog}: error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interruption:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         is_terminated = isinstance(interruption, Terminated)
         how = "terminated" if is_terminated else "interrupted"
         print(": ".join([prog, how, *map(str, interruption.args)]), file=sys.stderr)

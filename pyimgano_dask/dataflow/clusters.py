@@ -9,9 +9,10 @@ import socket
 import ssl
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+from pyimgano_dask.dataflow.undisturbed import undisturbed
 from pyimgano_dask.errors import ConfigError, RunError
 from pyimgano_dask.settings.run import TlsFiles
 
@@ -41,6 +42,14 @@ def connect(name: str, workers: int, *, tls: TlsFiles | None = None, allowed_fai
 
 @contextmanager
 def _started_here(workers: int, allowed_failures: int) -> Iterator[Client]:
+    with ExitStack() as stack:
+        with undisturbed():
+            client = stack.enter_context(_client_of_new_cluster(workers, allowed_failures))
+        yield client
+
+
+@contextmanager
+def _client_of_new_cluster(workers: int, allowed_failures: int) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     try:

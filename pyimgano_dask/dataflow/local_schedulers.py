@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
+from multiprocessing.synchronize import Lock
+from typing import Any, ParamSpec, TypeVar
 
 import dask.bag
 from dask.callbacks import Callback
@@ -37,15 +41,22 @@ from pyimgano_dask.dataflow.scheduler import (
     slabs,
     times,
 )
+from pyimgano_dask.dataflow.undisturbed import undisturbed
 from pyimgano_dask.errors import RunError
 
-_common_of_this_process: Any = None
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
+
+_common_of_this_process: list[Any] = []
 
 
-def _start_worker_process(common: Any) -> None:
-    global _common_of_this_process
-    _common_of_this_process = common
+def _start_worker_process(common: Connection, turn: Lock) -> None:
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    with turn:
+        common.send_bytes(b"")
+        pickled = common.recv_bytes()
+    if pickled:
+        _common_of_this_process.append(pickle.loads(pickled))
 
 
 def _end_with_the_parent() -> None:
@@ -57,7 +68,10 @@ def _end_with_the_parent() -> None:
 
 
 class _ByInitializer(Named):
-    """A value that every process of a pool was started with; only its name travels with a task."""
+    """A value that every process of a pool has fetched; only its name travels with a task.
+
+    Where the value was refused a task fails, for nobody waits for it any more.
+    """
 
     def __init__(self, threads_per_task: int) -> None:
         super().__init__()
@@ -66,7 +80,7 @@ class _ByInitializer(Named):
     @property
     def value(self) -> Any:
         limit_native_threads(self._threads_per_task)
-        return _common_of_this_process
+        return _common_of_this_process[0]
 
 
 def _attempt(chunk: Chunk[Any], shared: Any, task: Task[Any, Any]) -> tuple[int, Any]:
@@ -122,6 +136,57 @@ class _Crew:
         """Start anew, `workers` strong (as before if None), after one has died; threads do not."""
 
 
+class _Handover:
+    """A value for each process of a pool, which asks for it once it runs.
+
+    Among its arguments the value would have to be read before the start of the process is over, and one that dies
+    before would hold its parent up for good.
+    """
+
+    def __init__(self, context: SpawnContext, value: Any) -> None:
+        self._ours, self._theirs = context.Pipe()
+        self.arguments = self._theirs, context.Lock()
+        self._is_refused = False
+        self._thread = threading.Thread(target=self._answer, args=(pickle.dumps(value),), daemon=True)
+        self._thread.start()
+
+    def refuse(self) -> None:
+        """Give nothing to processes that come too late to be of use; loading the value may take them seconds."""
+        self._is_refused = True
+
+    def close(self) -> None:
+        """To be called once no process runs that could ask."""
+        self._theirs.close()
+        self._thread.join()
+
+    def _answer(self, pickled: bytes) -> None:
+        with suppress(EOFError, OSError), self._ours:
+            while True:
+                self._ours.recv_bytes()
+                self._ours.send_bytes(b"" if self._is_refused else pickled)
+
+
+class _Pool(ProcessPoolExecutor):
+    """Spawned processes, each of which is started when a task is submitted for which there is none."""
+
+    def __init__(self, common: Any, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._handover = _Handover(context, common)
+        super().__init__(workers, context, _start_worker_process, self._handover.arguments)
+
+    def submit(
+        self, fn: Callable[_Arguments, _Answer], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> Future[_Answer]:
+        with undisturbed():
+            return super().submit(fn, *args, **kwargs)
+
+    def close(self) -> None:
+        """End every process once its task is done."""
+        self._handover.refuse()
+        self.shutdown(wait=True, cancel_futures=True)
+        self._handover.close()
+
+
 class _Processes(_Crew):
     """A pool of spawned processes, replaced as a whole when one of them dies."""
 
@@ -130,7 +195,10 @@ class _Processes(_Crew):
         super().__init__(_ByInitializer(threads_per_task), {"scheduler": "processes", "chunksize": 1})
         self._common = common
         self._workers = workers
-        self._pool = self._start(workers)
+        self._pool = _Pool(common, workers)
+
+    def check(self) -> None:
+        """Raise RunError when no process starts."""
         try:
             self._pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
@@ -145,15 +213,11 @@ class _Processes(_Crew):
 
     def replace(self, workers: int | None = None) -> None:
         self.close()
-        self._pool = self._start(workers or self._workers)
+        self._pool = _Pool(self._common, workers or self._workers)
 
     def close(self) -> None:
         """End every process once its task is done."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _start(self, workers: int) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(workers, context, _start_worker_process, (self._common,))
+        self._pool.close()
 
 
 class LocalScheduler(Scheduler):
@@ -215,6 +279,7 @@ class LocalScheduler(Scheduler):
         else:
             processes = _Processes(common, self._workers, self.threads_per_task)
             try:
+                processes.check()
                 yield processes
             finally:
                 processes.close()

@@ -241,12 +241,13 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def test_a_script_without_a_guard_is_told_instead_of_losing_every_input(tmp_path: Path) -> None:
+@pytest.mark.parametrize("common_size", [1, 10**6])
+def test_a_script_without_a_guard_is_told_instead_of_losing_every_input(common_size: int, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "from tests.dataflow import tasks\n"
         "from tests.dataflow.doubles import none_is_lost, opened\n"
         "with opened('processes', 2) as scheduler:\n"
-        "    scheduler.run(tasks.name_of, tasks.chunks(4), 'c', print, none_is_lost)\n"
+        f"    scheduler.run(tasks.name_of, tasks.chunks(4), 'c' * {common_size}, print, none_is_lost)\n"
     )
     done = run_python("script.py", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert done.rc == 1
