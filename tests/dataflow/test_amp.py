@@ -51,7 +51,8 @@ def run_at(place: Path, env: dict[str, str], **given: Any) -> tuple[list[float],
     done: Ended = run_python("-c", RUN, json.dumps({**settings, "defects": True}), cwd=place, env=env)
     assert done.rc == 0, done.stderr
     scores, score, pixel, warnings, loaded = json.loads(done.stdout)
-    return scores, score, pixel, warnings, loaded
+    of_alike_scores = "normal images share the highest score"  # the detector gives all images the same
+    return scores, score, pixel, [line for line in warnings if of_alike_scores not in line], loaded
 
 
 @WITH_TORCH

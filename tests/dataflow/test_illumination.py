@@ -221,12 +221,12 @@ def test_white_balance_of_a_detector_that_reads_grey_is_told(uncorrected: Path) 
     assert told(uncorrected, **DETECTOR, white_balance="gray_world") == []
 
 
-def test_flags_over_thresholds_that_were_calibrated_without_them_are_told(first: Path, tmp_path: Path) -> None:
+def test_flags_over_a_detector_that_was_fitted_without_them_are_told(first: Path, tmp_path: Path) -> None:
     write_boards(tmp_path)
     config = {"infer_config": first / "run/infer_config.json", "input": "in"}
     assert told(tmp_path, **config) == []
     (warning,) = told(tmp_path, **config, gamma=1.0)
-    assert warning.startswith("--gamma changes scores or maps")
+    assert warning.startswith("--gamma: vision_pixel_mad_map was fitted on images that were corrected otherwise")
 
 
 @pytest.mark.filterwarnings("ignore:.*does nothing without")

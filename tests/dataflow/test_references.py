@@ -228,9 +228,10 @@ class TestCalibration:
             write_image(at / "train" / name, board(0 if name == "stray.png" else int(name[6])))
         with chdir(at):
             run = pyimgano_dask.infer(**DETECTOR, **DEFECTS, train_dir="train", input="in")
-        (warning,) = run.warnings
+        warning, of_alike_scores = run.warnings
         assert "stray.png" in warning
         assert "no reference" in warning
+        assert of_alike_scores.startswith("2 of 2 normal images share the highest score, 0, which is the threshold")
         assert run.thresholds.score == 0
         assert run.exit_code == 0
 
