@@ -23,6 +23,7 @@ from pyimgano_dask.dataflow.training import (
     calibrate,
     fit_detector,
     left_out_warnings,
+    own_images_warnings,
     score_threshold,
     tied_scores_warnings,
     usual_quantile,
@@ -34,11 +35,7 @@ from pyimgano_dask.settings.resolve import Resolved
 from pyimgano_dask.settings.run import InferSettings
 
 IN_THIS_PROCESS = ("sync", "threads")
-OWN_IMAGES = (
-    "{} fits closely the images that it was fitted on, and its threshold comes from the same ones: more good images "
-    "than expected will lie above it. Take a quantile of -score_samples of other normal images "
-    "(docs/SKLEARN.md#thresholds-from-other-images)"
-)
+TAKE_OTHERS = "Take a quantile of -score_samples of other normal images (docs/SKLEARN.md#thresholds-from-other-images)"
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ def fit(settings: InferSettings, images: NamedImages, base_dir: str) -> Fitted:
             scheduler, detector, training, pixel_quantile=None, roi_xyxy_norm=None, amp=settings.dataflow.amp
         )
         warnings = (*made.warnings, *scheduler.warnings, *left_out_warnings(unfit, calibration.left_out))
-    if is_new and detector.fits_closely:
-        warnings += (OWN_IMAGES.format(detector.name),)
+    if is_new:
+        warnings += own_images_warnings(detector, TAKE_OTHERS)
     chosen = settings.model.contamination
     asked = None if chosen in (None, detector.contamination) else usual_quantile(chosen)
     threshold, _ = score_threshold(detector, asked, calibration.scores, is_new=is_new)

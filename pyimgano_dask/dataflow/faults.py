@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyimgano_dask.errors import ConfigError, InputError, RunError, Stage
+from pyimgano_dask.shortages import is_disk_full
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CANNOT_WRITE = "results cannot be written"
 REMEDY = "make room or access and run again"
 
@@ -24,7 +24,8 @@ def faults_are_the_inputs(stage: Stage, what: str) -> Iterator[None]:
     except (InputError, RunError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+        is_read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+        if is_read_only or is_disk_full(error):
             raise RunError(f"{CANNOT_WRITE}: {error}; {REMEDY}") from error
         raise InputError(stage, type(error).__name__, f"{what}: {error}") from error
 

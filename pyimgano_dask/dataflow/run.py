@@ -58,6 +58,10 @@ from pyimgano_dask.thresholds import calibrated_pixel_provenance, fixed_pixel_pr
 from pyimgano_dask.urls import join
 
 OF_EACH_WORKER = "that of each worker"
+CALIBRATE_ON_OTHERS = (
+    "Calibrate on other normal images, with this run's config and --train-dir "
+    "(docs/DETECTORS.md#thresholds-from-other-images)"
+)
 
 
 def run(resolved: Resolved, stdout: BinaryIO, progress: Progress | None = None) -> RunSummary:
@@ -217,7 +221,7 @@ def _train(
             )
         warnings = left_out_warnings(unfit, calibration.left_out)
         if not is_fitted_before:
-            warnings += own_images_warnings(detector)
+            warnings += own_images_warnings(detector, CALIBRATE_ON_OTHERS)
         asked = settings.training.calibration_quantile
         value, score_provenance = score_threshold(detector, asked, calibration.scores, is_new=not is_fitted_before)
         thresholds = Thresholds(value, score_provenance)

@@ -64,7 +64,7 @@ class TrainingImages:
 def score_threshold(
     detector: Detector[Any], asked: float | None, scores: NDArray[np.float64], *, is_new: bool
 ) -> tuple[float, Provenance]:
-    """The score threshold of normal images: the quantile that is asked for, or the usual one.
+    """The threshold of the scores of normal images, float64 (n,): the quantile that is asked for, or the usual one.
 
     Where none is asked for and the detector `is_new`, fitted on these images, it may have one of its own.
     """
@@ -149,7 +149,7 @@ def left_out_warnings(of_fitting: LeftOut, of_calibrating: LeftOut) -> tuple[str
 
 
 def tied_scores_warnings(scores: NDArray[np.float64], threshold: float) -> tuple[str, ...]:
-    """What to know of a score threshold that several normal images reach and none exceeds."""
+    """What to know of a threshold that several of the scores of normal images, float64 (n,), reach and none exceeds."""
     n_highest = int(np.count_nonzero(scores == threshold))
     if n_highest < 2 or threshold < scores.max():
         return ()
@@ -160,14 +160,13 @@ def tied_scores_warnings(scores: NDArray[np.float64], threshold: float) -> tuple
     )
 
 
-def own_images_warnings(detector: Detector[Any]) -> tuple[str, ...]:
-    """What to know of thresholds from the same images that this detector was fitted on."""
+def own_images_warnings(detector: Detector[Any], remedy: str) -> tuple[str, ...]:
+    """What to know of thresholds from the same images that this detector was fitted on, and the remedy in words."""
     if not detector.fits_closely:
         return ()
     return (
         f"{detector.name} fits closely the images that it was fitted on, and its thresholds come from the same ones: "
-        "more good images than expected will lie above them. Calibrate on other normal images, with this run's config "
-        "and --train-dir (docs/DETECTORS.md#thresholds-from-other-images)",
+        f"more good images than expected will lie above them. {remedy}",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -23,13 +22,10 @@ from threadpoolctl import threadpool_limits
 from pyimgano_dask.detectors.base import Image
 from pyimgano_dask.detectors.foreign_prints import prints_discarded
 from pyimgano_dask.errors import RunError
+from pyimgano_dask.shortages import is_disk_full, is_out_of_memory
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FAST_COMPRESSION = 1
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# What torch (on the CPU, and on a GPU) and OpenCV say, which have no type of Python's for it.
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
 
 Result = TypeVar("Result")
 
@@ -73,11 +69,9 @@ def faults_of_the_machine(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        is_short = isinstance(error, MemoryError) or number == errno.ENOMEM
-        if is_short or any(words in str(error) for words in OUT_OF_MEMORY):
+        if is_out_of_memory(error):
             raise MemoryError(f"{what}: {error}") from error
-        if number in DISK_FULL:
+        if is_disk_full(error):
             raise RunError(f"{what}: {error}; make room and run again") from error
         raise
 

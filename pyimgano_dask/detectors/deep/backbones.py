@@ -40,6 +40,7 @@ from pyimgano_dask.detectors.exported.runner import in_words
 from pyimgano_dask.detectors.model_files import ModelFiles
 from pyimgano_dask.detectors.torch_files import call_torchscript, load_program, load_torchscript
 from pyimgano_dask.errors import ConfigError, InputError
+from pyimgano_dask.shortages import is_out_of_memory
 
 CODE = "code"
 
@@ -50,10 +51,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CUDA_BATCH = 32
-
-
-# What torch says on the CPU, where it has no type of its own for it.
-OUT_OF_MEMORY = "can't allocate memory"
 
 
 def chosen_device(device: str | None) -> torch.device:
@@ -160,7 +157,7 @@ class FeatureExtractor:
             try:
                 outputs = self.net(batch)
             except Exception as error:  # code of somebody else's, which can raise anything
-                if _is_short_of_memory(error):  # the machine's fault, and not the image's
+                if is_out_of_memory(error):  # the machine's fault, and not the image's
                     raise MemoryError(f"the backbone fails: {in_words(error)}") from error
                 raise _unusable(f"the backbone fails: {in_words(error)}") from error
             picked = _picked(outputs, self._names, self._layers)
@@ -258,9 +255,9 @@ def _load_file(kind: str, data: bytes, device: torch.device) -> torch.nn.Module:
         if kind == "torchscript":
             return Unoptimised(load_torchscript(data, device))
         return load_program(data, device).module()
-    except torch.OutOfMemoryError:  # the device's fault, and not the file's
-        raise
     except Exception as error:  # damaged files make torch raise anything
+        if is_out_of_memory(error):  # the device's fault, and not the file's
+            raise MemoryError(f"the extractor cannot be loaded: {in_words(error)}") from error
         raise ConfigError(f"the extractor cannot be loaded as {FILES[kind]}: {in_words(error)}") from error
 
 
@@ -273,7 +270,3 @@ class Unoptimised(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return call_torchscript(self.module, x)
-
-
-def _is_short_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error)
